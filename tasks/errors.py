@@ -1,0 +1,9 @@
+"""The one exception for input that a user has to mend."""
+
+
+class InputError(ValueError):
+    """Wrong input from outside: a file, a line, a column, a flag, a run folder.
+
+    The message is one line that names the place and says what to do; programs print it without a traceback and
+    leave with exit code 2. Anything else that is raised is a fault of the program and keeps its traceback.
+    """

@@ -1,0 +1,127 @@
+"""Attention itself: weights that sum to one, and the weighted mean of the values.
+
+`attention()` is the only caller of PyTorch's fused kernels. A query with nothing to see gets zeros, forward and
+backward, on every path.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from transformer_core.masks import causal_mask, padding_mask
+from transformer_core.score import Score
+
+CHUNK_ELEMENTS = 2**24
+"""Numbers a score without factorisation may hold at once; more queries than that allows are taken in turns."""
+
+
+def attention(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys key_width"],
+    value: Float[Tensor, "batch kv_heads keys value_width"],
+    *,
+    score: Score,
+    mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
+    bias: Float[Tensor, "#batch #heads #queries keys"] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads queries value_width"]:
+    """Return for each query the mean of the values, weighted by how well its key scores.
+
+    Heads of keys and values may be fewer than those of queries (a divisor), each then serves a run of query heads
+    (Ainslie et al. 2023). `mask` is True where a query may look; `bias` is added to the scores; `causal` lets a query
+    see its own position and those before it, where the last query stands at the last key. `dropout` drops weights
+    whenever it is not 0: the caller knows whether it trains.
+    """
+    factored = score.factor(query, key)
+    if factored is None:
+        weights = attention_weights(query, key, score=score, mask=mask, bias=bias, causal=causal)
+        return F.dropout(weights, dropout) @ _repeat_heads(value, query.size(1))
+    q, k, scale = factored
+    width = value.size(-1)
+    if q.size(-1) != width:  # fused kernels want one width for all three
+        value = F.pad(value, (0, q.size(-1) - width)) if q.size(-1) > width else value
+        q, k = (F.pad(x, (0, value.size(-1) - x.size(-1))) for x in (q, k))
+    aligned = causal and mask is None and bias is None and q.size(-2) == k.size(-2)
+    allowed = mask if aligned else _with_causal(mask, q.size(-2), k.size(-2), causal, q.device)
+    blind = None
+    if allowed is not None:
+        # Kernels differ in what they make of a row without keys, so such a row sees all and is blanked afterwards.
+        blind = ~allowed.any(-1, keepdim=True)
+        allowed = allowed | blind
+    if bias is not None:
+        allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
+        allowed = allowed.to(q.dtype)
+    out = F.scaled_dot_product_attention(
+        q, k, value, allowed, dropout, is_causal=aligned, scale=scale, enable_gqa=q.size(1) != k.size(1)
+    )
+    out = out[..., :width]
+    return out if blind is None else out.masked_fill(blind, 0.0)
+
+
+def attention_weights(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys key_width"],
+    *,
+    score: Score,
+    mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
+    bias: Float[Tensor, "#batch #heads #queries keys"] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """Return the weights that `attention()` uses without ever holding them: the definition, and what one looks at."""
+    logits = _scores(score, query, _repeat_heads(key, query.size(1)))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias is not None:
+        logits = logits + bias
+    allowed = _with_causal(mask, query.size(-2), key.size(-2), causal, query.device)
+    return masked_softmax(logits, allowed).to(query.dtype)
+
+
+def masked_softmax(
+    logits: Float[Tensor, "*shape keys"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    valid_lens: Int[Tensor, "batch"] | Int[Tensor, "batch queries"] | None = None,
+) -> Float[Tensor, "*shape keys"]:
+    """Softmax over the keys that may be seen; a row with none gives zeros, forward and backward.
+
+    `mask` broadcasts to `logits`. `valid_lens` needs logits of (batch, queries, keys) or (batch, heads, queries,
+    keys) and hides the keys from there on, per example (batch,) or per query (batch, queries). Both may be given.
+    """
+    if valid_lens is not None:
+        real = padding_mask(valid_lens, logits.size(-1))
+        real = real.squeeze(1) if logits.dim() == 3 else real
+        mask = real if mask is None else mask & real
+    if mask is None:
+        return logits.softmax(-1)
+    hidden = ~mask
+    weights = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(-1)
+    return weights.masked_fill(hidden, 0.0)
+
+
+def _scores(score: Score, query: Tensor, key: Tensor) -> Tensor:
+    """Compute the scores in chunks of queries, so that the memory of `pair_width` per pair stays bounded."""
+    batch, heads, queries, _ = query.shape
+    per_query = batch * heads * key.size(-2) * score.pair_width
+    rows = max(1, CHUNK_ELEMENTS // max(1, per_query))
+    if rows >= queries:
+        return score(query, key)
+    edges = [*range(0, queries, rows), queries]
+    # Without checkpoints autograd would keep every chunk for the backward pass.
+    parts = [checkpoint(score, query[:, :, a:b], key, use_reentrant=False) for a, b in pairwise(edges)]
+    return torch.cat(parts, -2)
+
+
+def _with_causal(mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device) -> Tensor | None:
+    if not causal or (queries == 1 and keys >= 1):
+        return mask
+    ahead = causal_mask(queries, keys, device)[None, None]
+    return ahead if mask is None else mask & ahead
+
+
+def _repeat_heads(x: Tensor, heads: int) -> Tensor:
+    return x if x.size(1) == heads else x.repeat_interleave(heads // x.size(1), 1)

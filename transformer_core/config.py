@@ -1,0 +1,57 @@
+"""What the blocks of a stack have in common."""
+
+from dataclasses import dataclass
+
+from transformer_core.feedforward import Activation
+from transformer_core.multihead import check_heads
+from transformer_core.position import PositionName
+from transformer_core.residual import NormName, Order
+from transformer_core.score import ScoreName
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """One encoder or decoder block; every block of a model is built from the same."""
+
+    dim: int = 256
+    """Features of a token (d_model of Vaswani et al. 2017)."""
+    num_heads: int = 4
+    """Attention heads; each sees dim / num_heads features."""
+    num_kv_heads: int | None = None
+    """Heads of keys and values; fewer than num_heads shrink the cache (grouped-query attention). None: as many."""
+    hidden_dim: int = 1024
+    """Hidden features of the feed-forward network (d_ff)."""
+    activation: Activation = "relu"
+    """Non-linearity of the feed-forward network; swiglu has a third matrix: 2/3 of hidden_dim is equal size."""
+    score: ScoreName = "scaled_dot"
+    """How queries and keys are compared; all but additive run on fused kernels."""
+    position: PositionName = "sinusoidal"
+    """Order comes with the embedding (sinusoidal, learned) or inside self-attention (rotary, relative)."""
+    max_length: int = 1024
+    """Longest sequence of learned positions, in tokens; the other kinds have no limit."""
+    order: Order = "pre"
+    """Norm before each sublayer ("pre", trains without warm-up) or after the residual ("post", the original)."""
+    norm: NormName = "layer"
+    """LayerNorm or RMSNorm."""
+    norm_eps: float = 1e-5
+    """Added to the variance in the norm."""
+    dropout: float = 0.1
+    """Share of features dropped after the embedding and after each sublayer."""
+    attention_dropout: float = 0.0
+    """Share of attention weights dropped; above 0 it costs fused kernels on a CPU."""
+    hidden_dropout: float = 0.0
+    """Share of hidden features of the feed-forward network dropped."""
+
+    def __post_init__(self) -> None:
+        check_heads(self.dim, self.num_heads, self.num_kv_heads or self.num_heads)
+        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+            if not 0 <= (rate := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={rate} is no share: choose 0 or more, and less than 1.")
+        width = self.dim // self.num_heads
+        if self.position == "rotary" and width % 2:
+            raise ValueError(
+                f"position=rotary turns pairs of features, but dim={self.dim} over num_heads={self.num_heads} "
+                f"leaves {width} a head: choose num_heads so that the width is even."
+            )
+        if self.position == "sinusoidal" and self.dim % 2:
+            raise ValueError(f"position=sinusoidal needs an even dim, not {self.dim}.")

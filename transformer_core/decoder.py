@@ -1,0 +1,100 @@
+"""The decoder: causal self-attention, attention to a memory, feed-forward; whole sequences or step by step."""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from transformer_core.config import BlockConfig
+from transformer_core.encoder import make_add_norm, make_attention, make_feed_forward
+from transformer_core.multihead import KeysValues, LayerCache
+from transformer_core.residual import make_norm
+
+
+class Memory(NamedTuple):
+    """What the decoder reads: the encoder's states, projected once for every layer. It never grows."""
+
+    keys_values: list[KeysValues]
+    """Per layer, (batch, kv_heads, source length, width) twice."""
+    mask: Bool[Tensor, "batch 1 1 source"] | None
+    """True at real source positions; None where there is no padding."""
+
+    def select(self, sentences: Int[Tensor, "kept"]) -> "Memory":
+        """Return the memory of some sentences of the batch."""
+        kept = [KeysValues(key[sentences], value[sentences]) for key, value in self.keys_values]
+        return Memory(kept, None if self.mask is None else self.mask[sentences])
+
+
+class Cache(list[LayerCache]):
+    """What grows while decoding: one `LayerCache` per block."""
+
+    @property
+    def length(self) -> int:
+        """Positions held so far."""
+        return self[0].length
+
+    def select(self, rows: Int[Tensor, "kept"]) -> None:
+        """Let row i go on from row `rows[i]`; rows may repeat, fall away and change order."""
+        for layer in self:
+            layer.select(rows)
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, attention to the memory and feed-forward (Vaswani et al. 2017, section 3.1)."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.self_attention = make_attention(config, causal=True)
+        self.self_attention_branch = make_add_norm(config)
+        self.cross_attention = make_attention(config, cross=True)
+        self.cross_attention_branch = make_add_norm(config)
+        self.feed_forward = make_feed_forward(config)
+        self.feed_forward_branch = make_add_norm(config)
+
+    def forward(
+        self,
+        x: Float[Tensor, "rows length dim"],
+        memory: KeysValues,
+        mask: Bool[Tensor, "batch 1 1 source"] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "rows length dim"]:
+        """Decode `x`, the newest positions if there is a cache, else all of them.
+
+        `rows` may be a multiple of the memory's batch, sentence by sentence (the hypotheses of a beam): they become
+        further queries of the one memory of their sentence, which is never copied.
+        """
+        x = self.self_attention_branch(x, lambda h: self.self_attention(h, cache=cache))
+        fold = (memory.key.size(0), -1, x.size(2))
+        x = self.cross_attention_branch(
+            x, lambda h: self.cross_attention(h.reshape(fold), memory, mask=mask).view_as(h)
+        )
+        return self.feed_forward_branch(x, self.feed_forward)
+
+
+class Decoder(nn.Module):
+    """`depth` decoder blocks; stateless: what is read is a `Memory`, what grows is a `Cache`, both passed in."""
+
+    def __init__(self, config: BlockConfig, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(depth))
+        pre = config.order == "pre"
+        self.norm = make_norm(config.norm, config.dim, eps=config.norm_eps) if pre else nn.Identity()
+
+    def read(
+        self, states: Float[Tensor, "batch source dim"], mask: Bool[Tensor, "batch 1 1 source"] | None = None
+    ) -> Memory:
+        """Project the encoder's states for every layer, once per sentence."""
+        return Memory([block.cross_attention.keys_values(states) for block in self.blocks], mask)
+
+    def new_cache(self, memory: Memory, capacity: int, *, beams: int = 1) -> Cache:
+        """Set memory aside for `capacity` target positions of `beams` hypotheses per sentence."""
+        rows = memory.keys_values[0].key.size(0) * beams
+        return Cache(LayerCache(keys_values, rows, capacity) for keys_values in memory.keys_values)
+
+    def forward(
+        self, x: Float[Tensor, "rows length dim"], memory: Memory, cache: Cache | None = None
+    ) -> Float[Tensor, "rows length dim"]:
+        """Decode embedded tokens: all positions, or with a cache those that follow what it holds."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, memory.keys_values[i], memory.mask, None if cache is None else cache[i])
+        return self.norm(x)

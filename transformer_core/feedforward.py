@@ -1,0 +1,40 @@
+"""The two-layer network that acts on each token alone."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Activation = Literal["relu", "gelu", "swiglu"]
+
+
+class FeedForward(nn.Module):
+    """Widen to `hidden_dim`, bend, and come back.
+
+    Source: Vaswani et al. (2017), section 3.3 (ReLU); Hendrycks and Gimpel (2016) (GELU, exact form); Shazeer (2020)
+    (SwiGLU: a third matrix, `hidden_dim` counts the gated features, so that equal parameters need 2/3 of it).
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, activation: Activation = "relu", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.activation = activation
+        self.wide = nn.Linear(dim, 2 * hidden_dim if activation == "swiglu" else hidden_dim)
+        self.narrow = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.wide, self.narrow):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
+        """Act on each token; dropout falls on the hidden features."""
+        hidden = self.wide(x)
+        match self.activation:
+            case "relu":
+                hidden = F.relu(hidden)
+            case "gelu":
+                hidden = F.gelu(hidden)
+            case "swiglu":
+                gate, hidden = hidden.chunk(2, -1)
+                hidden = F.silu(gate) * hidden
+        return self.narrow(self.dropout(hidden))

@@ -1,0 +1,98 @@
+"""Cross-entropy of a large output layer without its logits."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK_ROWS = 512
+"""Rows of logits that exist at one time."""
+
+
+class FactoredLogits(NamedTuple):
+    """Logits as `hidden @ weight.T`, not multiplied out."""
+
+    hidden: Float[Tensor, "rows dim"]
+    weight: Float[Tensor, "vocabulary dim"]
+
+
+class CrossEntropy(NamedTuple):
+    """Sums over the rows; divide by their number for a mean."""
+
+    smoothed: Float[Tensor, ""]
+    """What is trained on: label-smoothed, plus the consistency term where asked for."""
+    plain: Float[Tensor, ""]
+    """Negative log-likelihood in nats, without smoothing, detached: what perplexity is made of."""
+
+
+def linear_cross_entropy(
+    logits: FactoredLogits, target: Int[Tensor, "rows"], *, smoothing: float = 0.0, consistency: float = 0.0
+) -> CrossEntropy:
+    """Sum the label-smoothed cross-entropy over rows, in chunks, with gradients made in the forward pass.
+
+    The target class gets 1 - smoothing + smoothing / vocabulary, every other one smoothing / vocabulary (Szegedy et al.
+    2016, section 7), as in `torch.nn.functional.cross_entropy`. With `consistency` above 0 the rows are two passes of
+    the same targets, the second half after the first, and the loss adds consistency / 2 times the sum of both
+    Kullback-Leibler divergences between the passes (R-Drop, Liang et al. 2021, equations 3 and 4).
+    Products run in the autocast type where autocast is on; softmax and sums always in float32 or wider.
+    """
+    hidden, weight = logits
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        return CrossEntropy(*_LinearCrossEntropy.apply(hidden, weight, target, smoothing, consistency, dtype))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        smoothing: float,
+        consistency: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        factor = weight.to(dtype)
+        hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
+        smoothed, plain = hidden.new_zeros((), dtype=torch.float64), hidden.new_zeros((), dtype=torch.float64)
+        passes = 2 if consistency else 1
+        pairs = torch.arange(len(hidden), device=hidden.device).view(passes, -1)
+        for columns in pairs.split(CHUNK_ROWS // passes, 1):
+            rows = columns.flatten()
+            inputs, labels = hidden[rows].to(dtype), target[rows, None]
+            chunk = (inputs @ factor.T).to(torch.promote_types(dtype, torch.float32))
+            log_probability = chunk.log_softmax(1)
+            gradient = log_probability.exp()
+            nll = -log_probability.gather(1, labels).sum()
+            plain += nll
+            smoothed += (1 - smoothing) * nll - smoothing * log_probability.mean(1).sum()
+            if consistency:
+                divergence, divergence_grad = _divergence(log_probability, gradient)
+                smoothed += consistency * divergence
+                gradient.add_(divergence_grad, alpha=consistency)
+            gradient.sub_(smoothing / len(weight))
+            gradient.scatter_add_(1, labels, torch.full_like(gradient[:, :1], smoothing - 1))
+            gradient = gradient.to(dtype)
+            hidden_grad[rows] = (gradient @ factor).to(hidden.dtype)
+            weight_grad += gradient.T @ inputs
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        plain = plain.to(hidden.dtype)
+        ctx.mark_non_differentiable(plain)
+        return smoothed.to(hidden.dtype), plain
+
+    @staticmethod
+    def backward(ctx: Any, smoothed_grad: Tensor, plain_grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * smoothed_grad, weight_grad * smoothed_grad, None, None, None, None
+
+
+def _divergence(log_probability: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of both Kullback-Leibler divergences between the halves of the rows, and its gradient to the logits."""
+    swapped = log_probability.roll(len(log_probability) // 2, 0)
+    ratio = log_probability - swapped
+    kl = (probability * ratio).sum(1, keepdim=True)
+    gradient = 0.5 * (probability * (ratio - kl) + probability - swapped.exp())
+    return 0.5 * kl.sum(), gradient
