@@ -35,7 +35,7 @@ class Task(ABC, Generic[Batch]):
     def prepare(self, folder: Path) -> None:
         """Make or load what the run folder keeps (a vocabulary, class names) and read the data.
 
-        Called once per process, on the main process first, so that the others find the files it wrote.
+        Called in every process, one after the other, so that those behind find the files that the first one wrote.
         """
 
     @abstractmethod
@@ -59,12 +59,16 @@ class Task(ABC, Generic[Batch]):
         """Sum the loss over the targets of the batch. `model` may be wrapped; call it, do not look inside."""
 
     @abstractmethod
-    def predict(self, model: nn.Module, batch: Batch) -> list[tuple[int, Any]]:
+    def predict(self, split: Split, model: nn.Module, batch: Batch) -> list[tuple[int, Any]]:
         """Return one (example index, output) per example. `model` is bare and in evaluation mode."""
 
     @abstractmethod
     def measure(self, split: Split, outputs: Sequence[Any]) -> dict[str, float]:
         """Score the outputs of a whole split, in the order of the examples, once."""
+
+    def tables(self) -> Sequence[Any]:
+        """Return what to print once the data are read, anything rich can print: what was dropped, and why."""
+        return []
 
     def samples(self, split: Split, outputs: Sequence[Any]) -> list[str]:
         """Return a few outputs as lines to read at each validation."""

@@ -3,6 +3,7 @@
 from transformer_core.attention import attention, attention_weights, masked_softmax
 from transformer_core.config import BlockConfig
 from transformer_core.decoder import Cache, Decoder, DecoderBlock, Memory
+from transformer_core.dropout import Dropout
 from transformer_core.embedding import TokenEmbedding
 from transformer_core.encoder import Encoder, EncoderBlock
 from transformer_core.feedforward import FeedForward
@@ -34,6 +35,7 @@ __all__ = [
     "Decoder",
     "DecoderBlock",
     "DotProduct",
+    "Dropout",
     "Encoder",
     "EncoderBlock",
     "Factored",

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transformer_core.config import BlockConfig
+from transformer_core.dropout import Dropout
 from transformer_core.position import Learned, Sinusoidal
 
 
@@ -30,7 +31,7 @@ class TokenEmbedding(nn.Module):
                 self.position = Learned(config.dim, max_length=config.max_length)
             case _:
                 self.position = None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Int[Tensor, "batch length"], offset: int = 0) -> Float[Tensor, "batch length dim"]:
         """Embed tokens that stand at the positions `offset`, `offset + 1`, ..."""

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transformer_core.dropout import Dropout
+
 Activation = Literal["relu", "gelu", "swiglu"]
 
 
@@ -21,7 +23,7 @@ class FeedForward(nn.Module):
         self.activation = activation
         self.wide = nn.Linear(dim, 2 * hidden_dim if activation == "swiglu" else hidden_dim)
         self.narrow = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.wide, self.narrow):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -57,28 +57,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         factor = weight.to(dtype)
         hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
-        smoothed, plain = hidden.new_zeros((), dtype=torch.float64), hidden.new_zeros((), dtype=torch.float64)
+        plain, uniform, divergence = hidden.new_zeros(3, dtype=torch.float64).unbind()
         passes = 2 if consistency else 1
         pairs = torch.arange(len(hidden), device=hidden.device).view(passes, -1)
         for columns in pairs.split(CHUNK_ROWS // passes, 1):
             rows = columns.flatten()
             inputs, labels = hidden[rows].to(dtype), target[rows, None]
             chunk = (inputs @ factor.T).to(torch.promote_types(dtype, torch.float32))
-            log_probability = chunk.log_softmax(1)
-            gradient = log_probability.exp()
-            nll = -log_probability.gather(1, labels).sum()
-            plain += nll
-            smoothed += (1 - smoothing) * nll - smoothing * log_probability.mean(1).sum()
+            gradient = chunk.softmax(1)
+            # The largest probability is 1 / sum(exp(logit - largest logit)), so its logarithm gives the normaliser.
+            normaliser = chunk.amax(1) - gradient.amax(1).log()
+            plain += (normaliser - chunk.gather(1, labels)[:, 0]).sum()
+            uniform += (normaliser - chunk.mean(1)).sum()
             if consistency:
-                divergence, divergence_grad = _divergence(log_probability, gradient)
-                smoothed += consistency * divergence
-                gradient.add_(divergence_grad, alpha=consistency)
+                between, slope = _divergence(chunk - normaliser[:, None], gradient)
+                divergence += between
+                gradient.add_(slope, alpha=consistency)
             gradient.sub_(smoothing / len(weight))
             gradient.scatter_add_(1, labels, torch.full_like(gradient[:, :1], smoothing - 1))
             gradient = gradient.to(dtype)
             hidden_grad[rows] = (gradient @ factor).to(hidden.dtype)
             weight_grad += gradient.T @ inputs
         ctx.save_for_backward(hidden_grad, weight_grad)
+        smoothed = (1 - smoothing) * plain + smoothing * uniform + consistency * divergence
         plain = plain.to(hidden.dtype)
         ctx.mark_non_differentiable(plain)
         return smoothed.to(hidden.dtype), plain
@@ -96,3 +97,13 @@ def _divergence(log_probability: Tensor, probability: Tensor) -> tuple[Tensor, T
     kl = (probability * ratio).sum(1, keepdim=True)
     gradient = 0.5 * (probability * (ratio - kl) + probability - swapped.exp())
     return 0.5 * kl.sum(), gradient
+
+
+def log_likelihood(logits: FactoredLogits, target: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    """Return the log-probability of each row's target, in float32 or wider; for evaluation, without gradients."""
+    parts = []
+    for hidden, labels in zip(logits.hidden.split(CHUNK_ROWS), target.split(CHUNK_ROWS), strict=True):
+        chunk = hidden @ logits.weight.T
+        chunk = chunk.to(torch.promote_types(chunk.dtype, torch.float32))
+        parts.append(chunk.gather(1, labels[:, None])[:, 0] - chunk.logsumexp(1))
+    return torch.cat(parts)

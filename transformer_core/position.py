@@ -39,7 +39,8 @@ class Sinusoidal(nn.Module):
         """Add the positions `offset`, `offset + 1`, ..."""
         end = offset + x.size(1)
         if end > self.table.size(0):
-            self.table = sinusoidal_table(max(end, 2 * self.table.size(0)), x.size(2)).to(self.table)
+            with torch.inference_mode(False):  # the table outlives a search and is trained with afterwards
+                self.table = sinusoidal_table(max(end, 2 * self.table.size(0)), x.size(2)).to(self.table)
         return x + self.table[offset:end].to(x.dtype)
 
 
@@ -93,7 +94,8 @@ class Rotary(nn.Module):
         """Turn positions `offset`, `offset + 1`, ... of queries or keys."""
         end = offset + x.size(-2)
         if end > self.table.size(0):
-            self.table = self._angles(max(end, 2 * self.table.size(0))).to(self.table)
+            with torch.inference_mode(False):  # the table outlives a search and is trained with afterwards
+                self.table = self._angles(max(end, 2 * self.table.size(0))).to(self.table)
         cos, sin = self.table[offset:end].to(torch.promote_types(x.dtype, torch.float32)).unbind(-1)
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)

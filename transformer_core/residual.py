@@ -6,6 +6,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transformer_core.dropout import Dropout
+
 NormName = Literal["layer", "rms"]
 Order = Literal["post", "pre"]
 
@@ -28,7 +30,7 @@ class AddNorm(nn.Module):
         super().__init__()
         self.order = order
         self.norm = make_norm(norm, dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "batch length dim"], sublayer: Callable[[Tensor], Tensor]

@@ -1,0 +1,104 @@
+"""Configuration: a recipe is a frozen dataclass, filled from YAML files and from the command line.
+
+The defaults of a recipe hold the truth; `--config a.yaml` and flags such as `--train.lr 3e-4` hold what differs. They
+are taken from left to right, and the last one wins. A file gives values only: nothing in it can name code to import.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from recipes.settings import Settings, print_help
+from tasks.errors import InputError
+
+Recipe = TypeVar("Recipe")
+
+
+def read(recipe_class: type[Recipe], argv: Sequence[str] | None = None) -> Recipe:
+    """Fill a recipe from the command line, `sys.argv` unless `argv` is given.
+
+    Fields of the recipe without a default may also be given by position. `--help` prints every field and leaves.
+    Raises InputError: one line with everything that cannot be used.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in arguments or "-h" in arguments:
+        print_help(recipe_class)
+        raise SystemExit(0)
+    settings = Settings(recipe_class)
+    settings.take_arguments(arguments)
+    recipe = settings.build()
+    if settings.problems:
+        raise InputError("; ".join(_one_line(problem).rstrip(".") for problem in settings.problems))
+    return recipe
+
+
+def launch(recipe_class: type[Recipe], main: Callable[[Recipe], None], argv: Sequence[str] | None = None) -> None:
+    """Read a recipe and run `main` on it; on InputError print one line and leave with exit code 2.
+
+    All processes of a launch read the same configuration, so only the first of a machine reports it. What `main` finds
+    may have been seen by one process alone, so each reports it, all but the first with their rank.
+    """
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        recipe = read(recipe_class, argv)
+    except InputError as error:
+        if not first:
+            time.sleep(10)  # a launcher ends all processes when one leaves: let the first one speak
+        _leave(f"error: {error}" if first else "")
+    try:
+        main(recipe)
+    except InputError as error:
+        _leave(f"error: {error}" if first else f"error on rank {os.environ.get('RANK')}: {error}")
+
+
+def write_config(recipe: Any, path: Path) -> None:
+    """Write every setting of a recipe as YAML, itself a valid `--config`; an older file is replaced as a whole."""
+    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    aside.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    aside.replace(path)
+
+
+def load_config(recipe_class: type[Recipe], path: Path) -> Recipe:
+    """Read back what `write_config` wrote."""
+    return read(recipe_class, [f"--config={path}"])
+
+
+def flatten(recipe: Any, prefix: str = "") -> dict[str, Any]:
+    """Return every setting under its dotted key, as plain numbers, text, lists and dicts."""
+    settings: dict[str, Any] = {}
+    for field in fields(recipe):
+        value, key = getattr(recipe, field.name), prefix + field.name
+        settings |= flatten(value, f"{key}.") if is_dataclass(value) else {key: _plain(value)}
+    return settings
+
+
+def describe_difference(run: Any, asked: Any, ignore: Collection[str] = ()) -> list[str]:
+    """Name each setting that differs between the recipe of a run and the one asked for, with both values."""
+    old, new = flatten(run), flatten(asked)
+    keys = [key for key in old | new if key not in ignore and old.get(key, MISSING) != new.get(key, MISSING)]
+    return [f"{key}: {old.get(key, 'nothing')} in the run, {new.get(key, 'nothing')} asked for" for key in keys]
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses, tuples and paths into what YAML knows."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _leave(message: str) -> NoReturn:
+    if message:
+        print(_one_line(message), file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,76 @@
+"""The stream of training data: the windows of each epoch's plan, cut for this process, read by loader workers."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, Dataset
+
+from tasks.task import Task
+
+
+class Key(NamedTuple):
+    """One micro-batch to read."""
+
+    epoch: int
+    window: int
+    place: int
+    """Its place in the window, the same on any number of processes."""
+    rows: list[int]
+    real: bool
+    """False for a stand-in that keeps this process in step with the others and counts for nothing."""
+    last: bool
+    """Whether it is the last of this process in the window."""
+
+
+class Item(NamedTuple):
+    """One micro-batch that was read."""
+
+    key: Key
+    batch: Any
+    targets: int
+
+
+class _MicroBatches(Dataset[Item]):
+    def __init__(self, task: Task[Any]) -> None:
+        self.task = task
+
+    def __getitem__(self, key: Key) -> Item:
+        batch = self.task.batch("train", key.rows, key.epoch)
+        return Item(key, batch, self.task.targets(batch) if key.real else 0)
+
+
+def keys(task: Task[Any], *, accumulate: int, epoch: int, window: int, rank: int, world: int) -> Iterator[Key]:
+    """Yield, without end, what one process reads from a given window of a given epoch on.
+
+    A window is `accumulate` micro-batches of the plan, the last of an epoch maybe fewer; process r takes every
+    `world`-th of it from r on. Every process gets the same number from a window: where one has too few, a single
+    example of the window stands in.
+    """
+    while True:
+        plan = task.plan("train", epoch)
+        windows = [plan[begin : begin + accumulate] for begin in range(0, len(plan), accumulate)]
+        for index in range(window, len(windows)):
+            batches = windows[index]
+            for begin in range(0, len(batches), world):
+                place, last = begin + rank, begin + world >= len(batches)
+                real = place < len(batches)
+                yield Key(epoch, index, place, list(batches[place] if real else batches[0][:1]), real, last)
+        epoch, window = epoch + 1, 0
+
+
+def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -> Iterator[list[Item]]:
+    """Read micro-batches ahead in `workers` processes (0: in this one, when asked) and yield them window by window."""
+    loader = DataLoader(
+        _MicroBatches(task),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+    window: list[Item] = []
+    for item in loader:
+        window.append(item)
+        if item.key.last:
+            yield window
+            window = []

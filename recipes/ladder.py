@@ -1,0 +1,108 @@
+"""The end of a run: score the candidates for its final weights, keep the best, say whether it met expectations."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from safetensors.torch import save_model
+from torch import Tensor
+
+from recipes import checkpoint
+from recipes.loop import Run, TrainConfig, evaluate
+from recipes.state import checkpoint_path, mean_weights
+from recipes.tracking import console, number
+from tasks.task import Split, Task
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a recipe is known to reach; a run that ends below says so."""
+
+    metric: str = ""
+    """Metric of the test split; empty: nothing is expected."""
+    at_least: float = 0.0
+    """The least of it that counts as PASS."""
+
+
+def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, splits: list[Split]) -> None:
+    """Score last, best and averaged weights on each split, write the best by `monitor` of the first, and a report.
+
+    Writes `model.safetensors` and `report.json` into the run folder.
+    """
+    folder, (state, accelerator) = Path(config.out), run
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    lines: dict[str, list[str]] = {}
+    weights = candidates(run, config)
+    for name, tensors in weights.items():
+        state.model.load_state_dict(tensors, strict=False)
+        results[name] = {}
+        for split in splits:
+            results[name][split], lines[name] = evaluate(task, state.model, split, accelerator)
+    sign = 1 if config.maximize else -1
+    chosen = max(results, key=lambda name: sign * results[name][splits[0]][config.monitor])
+    state.model.load_state_dict(weights[chosen], strict=False)
+    if not accelerator.is_main_process:
+        return
+    save_model(state.model, str(folder / MODEL))
+    report = {"chosen": chosen, "results": results, "scores": lines[chosen]}
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    console().print(table(results, chosen))
+    for line in lines[chosen]:
+        console().print(line, markup=False, highlight=False)
+    if expected.metric:
+        console().print(verdict(results[chosen][splits[-1]], expected, run, config), markup=False, highlight=False)
+
+
+def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:
+    """Return the weights that may become the model of the run, by name."""
+    folder, progress = Path(config.out), run.state.progress
+    kind = "ema" if config.ema else "model"
+
+    def weights(step: int) -> dict[str, Tensor]:
+        return checkpoint.load(checkpoint_path(folder, step)).tensors[kind]
+
+    found = {"last": weights(progress.step)}
+    if progress.best and progress.best[0][1] != progress.step:
+        found["best"] = weights(progress.best[0][1])
+    if config.average:
+        steps = [step for _, step in progress.best]
+        if config.average_of == "last":
+            steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+            steps = steps[-config.average :]
+        paths = [checkpoint_path(folder, step) for step in steps[: config.average]]
+        found[f"averaged ({config.average_of} {len(paths)})"] = mean_weights(paths)
+    return found
+
+
+def table(results: dict[str, dict[str, dict[str, float]]], chosen: str) -> Table:
+    """Lay out the metrics of all candidates, a row per candidate and split."""
+    names = list(next(iter(next(iter(results.values())).values())))
+    result = Table("weights", "split", *names, title="Candidates for the final weights")
+    for name, splits in results.items():
+        for split, metrics in splits.items():
+            mark = " *" if name == chosen else ""
+            result.add_row(name + mark, split, *(number(metrics[metric]) for metric in names))
+    return result
+
+
+def verdict(metrics: dict[str, float], expected: Expected, run: Run, config: TrainConfig) -> str:
+    """Compare with what the recipe is known to reach, and name the likely cause of a distance."""
+    reached = metrics[expected.metric]
+    said = f"{expected.metric} {reached:.2f} on the test part, {expected.at_least:.2f} expected"
+    if reached >= expected.at_least:
+        return f"PASS: {said}"
+    progress = run.state.progress
+    best = progress.best[0][1] if progress.best else 0
+    if progress.skipped:
+        cause = f"{progress.skipped} updates were left out for gradients that were not finite"
+    elif best >= progress.step * 0.9:
+        cause = f"validation was still improving at update {best}, so train longer"
+    elif best < progress.step * 0.5:
+        cause = f"validation was best at update {best} of {progress.step}: overfitting, so more dropout or data"
+    else:
+        cause = "the spread between seeds, or settings that differ from the recipe"
+    return f"BELOW: {said}; likely cause: {cause}"

@@ -1,0 +1,356 @@
+"""The one training loop, for every task.
+
+An update sums the gradients of a window of micro-batches over all processes and divides once, by the number of targets
+in the whole window: how the window is split over processes changes nothing. All randomness follows from the seed and
+the place in the run, so a killed run that is started again ends in the same weights, bit for bit.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, send_to_device
+from filelock import FileLock
+from torch import nn
+
+from recipes import checkpoint
+from recipes.config import describe_difference, flatten, load_config, write_config
+from recipes.feed import Item, keys, windows
+from recipes.meter import Meter
+from recipes.processes import StopRequest, check_launch, use_machine
+from recipes.schedule import Schedule, learning_rate
+from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, checkpoint_path, derived_seed
+from recipes.tracking import Display, JsonLines, console, number
+from tasks.errors import InputError
+from tasks.task import Split, Task
+
+MAY_CHANGE = [
+    f"train.{name}"
+    for name in ("steps", "log_every", "evaluate_every", "save_every", "patience", "workers", "threads", "tensorboard")
+]
+"""Settings that a run may be continued with although they differ from those it began with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, whatever the task."""
+
+    out: str = "runs/run"
+    """Run folder: configuration, checkpoints, logs, and what the task keeps. The same command again continues it."""
+    steps: int = 20_000
+    """Updates, whatever `accumulate` and the number of processes are."""
+    accumulate: int = 1
+    """Micro-batches of an update, over all processes together: 4 are 4 on one process, or 2 on each of two."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """AdamW decays weights apart from the gradient (Loshchilov and Hutter 2019); adam adds the decay to it."""
+    lr: float = 1e-3
+    """Peak learning rate; for `noam` the factor of its formula, dim^-0.5 in the paper."""
+    schedule: Schedule = "inverse_sqrt"
+    """Shape of the learning rate after `warmup`."""
+    warmup: int = 1_000
+    """Updates over which the learning rate rises to its peak."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the moments of Adam."""
+    eps: float = 1e-9
+    """Added to the root of Adam's second moment."""
+    weight_decay: float = 0.0
+    """Weight decay of matrices; norms and biases are never decayed."""
+    clip: float = 1.0
+    """Largest norm of the gradient of an update; 0 does not clip."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of matrix products; weights, sums and the optimizer stay in float32."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is validated and used; 0 is off."""
+    evaluate_every: int = 1_000
+    """Updates between validations."""
+    monitor: str = "loss"
+    """Metric of the validation that chooses the best checkpoint: loss, bleu, chrf2, or what else the task reports."""
+    maximize: bool = False
+    """Whether more of `monitor` is better."""
+    patience: int = 0
+    """Validations without a better one after which training stops; 0 never stops early."""
+    save_every: int = 1_000
+    """Updates between checkpoints; each validation saves one as well."""
+    keep_last: int = 2
+    """Checkpoints kept beside the best one."""
+    keep_best: int = 1
+    """Best checkpoints kept."""
+    average: int = 0
+    """Checkpoints whose weights are averaged at the end; 0 averages none."""
+    average_of: Literal["last", "best"] = "last"
+    """Which of them: the last, or the best by `monitor`; as many must be kept."""
+    keep_every: int = 0
+    """Keep the checkpoint of each so many updates for good; 0 keeps none."""
+    log_every: int = 20
+    """Updates between two lines of metrics, and between two looks at the device."""
+    workers: int = 0
+    """Processes that read ahead; 0 reads between updates."""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the cores among the processes."""
+    max_skipped: int = 10
+    """Updates that may be left out because a gradient was not finite, before the run stops."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    tensorboard: bool = True
+    """Log to TensorBoard in the run folder, beside metrics.jsonl."""
+    seed: int = 1
+    """Weights and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "evaluate_every", "save_every", "keep_last", "keep_best", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--train.{name} {getattr(self, name)}: choose 1 or more.")
+        if self.warmup > self.steps:
+            raise ValueError(f"--train.warmup {self.warmup} is longer than --train.steps {self.steps}: lower it.")
+        kept = self.keep_last if self.average_of == "last" else self.keep_best
+        if self.average > kept:
+            raise ValueError(
+                f"--train.average {self.average} needs as many checkpoints, and --train.keep_{self.average_of} {kept} "
+                "keeps fewer: raise it."
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"--train.ema {self.ema} is a decay: choose 0 or more, and less than 1.")
+
+
+class Run(NamedTuple):
+    """What training leaves behind."""
+
+    state: State
+    accelerator: Accelerator
+
+
+def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
+    """Train until the last step or early stopping; continues what the run folder holds.
+
+    `recipe` is the whole configuration, kept in the run folder and compared when the run is continued.
+    Raises InputError for what the user has to mend; whatever was saved stays.
+    """
+    folder = Path(config.out)
+    open_run(folder, recipe)
+    accelerator = start(config, folder, task)
+    state, model = build(task, config, accelerator)
+    resume(state, folder, accelerator)
+    progress = state.progress
+    trackers(accelerator, config, recipe, progress.step)
+    display = Display(steps=config.steps, done=progress.step, main=accelerator.is_main_process)
+    if progress.step:
+        display.line(f"continuing {folder} after update {progress.step}")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    order = keys(
+        task, accumulate=config.accumulate, epoch=progress.epoch, window=progress.window, rank=rank, world=world
+    )
+    stream = windows(task, order, workers=config.workers, pin=accelerator.device.type == "cuda")
+    meter = Meter(accelerator)
+    try:
+        with StopRequest() as stop:
+            while progress.step < config.steps and not progress.stopped_early:
+                with meter.waiting():
+                    window = next(stream)
+                update(task, model, state, window, config, accelerator, meter)
+                progress.step, progress.epoch, progress.window = (
+                    progress.step + 1,
+                    window[0].key.epoch,
+                    window[0].key.window + 1,
+                )
+                display.step()
+                stopping = False
+                if progress.step % config.log_every == 0 or progress.step == config.steps:
+                    values, stopping = meter.report(bool(stop), config.max_skipped, progress)
+                    values["train/lr"] = rate(config, progress.step)
+                    accelerator.log(values, progress.step)
+                    display.metrics(progress.step, values)
+                evaluated = progress.step % config.evaluate_every == 0 or progress.step == config.steps
+                if evaluated:
+                    validate(task, state, config, accelerator, display)
+                    meter.restart()
+                if evaluated or stopping or progress.step % config.save_every == 0:
+                    save(state, folder, config, accelerator)
+                if stopping:
+                    display.line(f"stopped on request at update {progress.step}; the same command continues")
+                    raise SystemExit(0)
+    finally:
+        display.close()
+        accelerator.end_training()
+    return Run(state, accelerator)
+
+
+def open_run(folder: Path, recipe: Any) -> None:
+    """Make the run folder and keep the configuration there, or compare it with the one that is kept.
+
+    Raises InputError where the folder belongs to another configuration: nothing is overwritten.
+    """
+    checkpoint.check_writable(folder)
+    kept = folder / "recipe.yaml"
+    with FileLock(folder / ".lock"):
+        if kept.exists():
+            differences = describe_difference(load_config(type(recipe), kept), recipe, ignore=MAY_CHANGE)
+            if differences:
+                raise InputError(
+                    f"{folder} belongs to a run of another configuration ({'; '.join(differences)}): "
+                    "choose another --train.out, or give the settings of that run."
+                )
+        elif (folder / CHECKPOINTS).exists():
+            raise InputError(f"{folder} has checkpoints but no recipe.yaml: choose another --train.out.")
+        write_config(recipe, kept)
+
+
+def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
+    """Let the task read its data, then join the other processes."""
+    use_machine(config.threads)
+    # A lock instead of a barrier: preparing may take longer than process groups are willing to wait.
+    with FileLock(folder / ".lock"):
+        task.prepare(folder)
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        project_dir=folder,
+    )
+    check_launch(accelerator.num_processes)
+    if accelerator.is_main_process:
+        checkpoint.clean(folder / CHECKPOINTS)
+        for table in task.tables():
+            console().print(table)
+    return accelerator
+
+
+def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tuple[State, nn.Module]:
+    """Make the model, the same on every process, and what trains it; return it bare in the state, and wrapped."""
+    torch.manual_seed(config.seed)
+    bare = task.build().to(accelerator.device)
+    matrices = [weight for weight in bare.parameters() if weight.dim() > 1]
+    others = [weight for weight in bare.parameters() if weight.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    average = MovingAverage(bare, config.ema) if config.ema else None
+    model = torch.compile(bare, dynamic=True) if config.compile else bare
+    return State(bare, optimizer, average), accelerator.prepare_model(model)
+
+
+def resume(state: State, folder: Path, accelerator: Accelerator) -> None:
+    """Continue from the newest whole checkpoint, chosen by the main process for all."""
+    chosen: list[Path | None] = [None]
+    if accelerator.is_main_process:
+        chosen = [checkpoint.newest(folder / CHECKPOINTS)]
+    broadcast_object_list(chosen)
+    if chosen[0] is not None:
+        state.load(chosen[0])
+
+
+def trackers(accelerator: Accelerator, config: TrainConfig, recipe: Any, step: int) -> None:
+    """Open metrics.jsonl and TensorBoard, on the main process."""
+    if accelerator.is_main_process:
+        accelerator.log_with = [JsonLines(Path(config.out) / "metrics.jsonl", step)]
+        if config.tensorboard:
+            accelerator.log_with += ["tensorboard"]
+    accelerator.init_trackers("tensorboard", as_scalars(flatten(recipe)))
+
+
+def rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of an update."""
+    return learning_rate(step, schedule=config.schedule, peak=config.lr, warmup=config.warmup, steps=config.steps)
+
+
+def update(
+    task: Task[Any],
+    model: nn.Module,
+    state: State,
+    window: Sequence[Item],
+    config: TrainConfig,
+    accelerator: Accelerator,
+    meter: Meter,
+) -> None:
+    """Make one update from this process's share of a window; nothing here waits for the device."""
+    step, world = state.progress.step + 1, accelerator.num_processes
+    own = sum(item.targets for item in window)
+    targets = torch.tensor(float(own), device=accelerator.device)
+    if world > 1:
+        targets = accelerator.reduce(targets, "sum")
+    targets = targets.clamp(min=1.0)
+    model.train()
+    for item in window:
+        torch.manual_seed(derived_seed(config.seed, step, item.key.place))
+        with nullcontext() if item.key.last else accelerator.no_sync(model), accelerator.autocast():
+            loss = task.loss(model, send_to_device(item.batch, accelerator.device, non_blocking=True))
+            # Wrapping averages the gradients over the processes, and they are to be summed.
+            accelerator.backward(loss.total * (world / targets if item.key.real else 0.0))
+        if item.key.real:
+            meter.add({"loss": loss.total.detach(), **loss.report})
+    weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if config.clip:
+        torch.nn.utils.clip_grads_with_norm_(weights, config.clip, norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate(config, step)
+    # The fused optimizers leave the weights alone where this is 1; the same norm on all processes decides.
+    state.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.average is not None:
+        state.average.update(state.model, step)
+    meter.updated(norm, own, [row for item in window if item.key.real for row in item.key.rows])
+
+
+def validate(task: Task[Any], state: State, config: TrainConfig, accelerator: Accelerator, display: Display) -> None:
+    """Score the validation split, remember the best step, and say whether to stop early."""
+    progress = state.progress
+    with state.average.applied(state.model) if state.average is not None else nullcontext():
+        metrics, lines = evaluate(task, state.model, "valid", accelerator)
+    if config.monitor not in metrics:
+        raise InputError(f"--train.monitor {config.monitor} is not reported: choose among {', '.join(metrics)}.")
+    score = metrics[config.monitor] * (1 if config.maximize else -1)
+    improved = not progress.best or score > progress.best[0][0]
+    progress.stale = 0 if improved else progress.stale + 1
+    progress.best = sorted([*progress.best, (score, progress.step)], key=lambda pair: -pair[0])[: config.keep_best]
+    accelerator.log({f"valid/{name}": value for name, value in metrics.items()}, progress.step)
+    shown = "  ".join(f"{name} {number(value)}" for name, value in metrics.items())
+    display.line(f"validation after update {progress.step}{' (best)' if improved else ''}: {shown}")
+    for line in lines:
+        display.line(line)
+    if config.patience and progress.stale >= config.patience:
+        display.line(f"stopping early: {config.monitor} has not improved in {progress.stale} validations")
+        progress.stopped_early = True
+
+
+@torch.inference_mode()
+def evaluate(
+    task: Task[Any], model: nn.Module, split: Split, accelerator: Accelerator
+) -> tuple[dict[str, float], list[str]]:
+    """Predict every example of a split once, over all processes, and score all outputs together.
+
+    Args:
+        model: bare, with the weights to score; returned to the mode it came in.
+    """
+    plan = task.plan(split, 0)
+    was_training = model.training
+    model.eval()
+    found: list[tuple[int, Any]] = []
+    for rows in plan[accelerator.process_index :: accelerator.num_processes]:
+        batch = send_to_device(task.batch(split, rows, 0), accelerator.device)
+        with accelerator.autocast():
+            found += task.predict(split, model, batch)
+    model.train(was_training)
+    found = sorted(gather_object(found), key=lambda pair: pair[0])
+    expected = sorted(row for rows in plan for row in rows)
+    if [row for row, _ in found] != expected:
+        raise RuntimeError(f"{len(found)} outputs for {len(expected)} examples of {split}, or some of them twice.")
+    result: list[Any] = [None]
+    if accelerator.is_main_process:
+        outputs = [output for _, output in found]
+        result = [(task.measure(split, outputs), task.samples(split, outputs))]
+    broadcast_object_list(result)
+    return result[0]
+
+
+def save(state: State, folder: Path, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Write a checkpoint on the main process, then delete those that are no longer kept."""
+    if accelerator.is_main_process:
+        state.save(folder)
+        best: Iterable[Path] = (checkpoint_path(folder, step) for _, step in state.progress.best)
+        checkpoint.prune(folder / CHECKPOINTS, config.keep_last, list(best), config.keep_every)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,92 @@
+"""The process a run lives in: how many there are, their threads and memory, and when they should stop."""
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, Self
+
+import psutil
+import torch
+
+from tasks.errors import InputError
+
+TWO_PROCESSES = (
+    "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {count} --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no --main_process_port 0 -m {module}"
+)
+
+
+def check_launch(started: int) -> None:
+    """Refuse a launch that asked for several processes and silently got one, or several strangers.
+
+    Args:
+        started: processes that belong together, as accelerate counts them.
+    """
+    asked = max(int(os.environ.get("WORLD_SIZE", "1")), _asked_of_accelerate())
+    if asked == started:
+        return
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name if spec is not None else sys.argv[0]
+    raise InputError(
+        f"the launch asked for {asked} processes and {started} work together: on CPUs start them with "
+        f"`{TWO_PROCESSES.format(count=asked, module=module)}`, on GPUs ask for no more than there are."
+    )
+
+
+def use_machine(threads: int) -> int:
+    """Set the threads of this process and let freed memory stay with it; return the number of threads.
+
+    `threads` 0 shares the cores among the processes of this machine. glibc gives large blocks back to the kernel as
+    soon as they are free and faults them in again at the next step, which costs up to a third of a training step.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)
+    except (OSError, AttributeError):
+        pass  # another C library has its own habits
+    return torch.get_num_threads()
+
+
+class StopRequest:
+    """Whether somebody asked this process to stop: SIGTERM, SIGINT, or a launcher that died.
+
+    The handler only sets a flag, so that an update or a checkpoint is never cut in two.
+    """
+
+    def __enter__(self) -> Self:
+        self.asked = False
+        self._parent = os.getppid()
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.asked or os.getppid() != self._parent
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def _asked_of_accelerate() -> int:
+    """Read the number of processes from the command line of `accelerate launch`, which passes it on in no variable."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return 1
+    if not any(os.path.basename(word).startswith("accelerate") for word in words[:3]):
+        return 1
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") in ("__num_processes", "_n"):
+            number = value or following
+            return int(number) if number.isdigit() else 1
+    return 1

@@ -1,0 +1,124 @@
+"""What a run is made of at one moment, and how it is saved, resumed and averaged."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes import checkpoint
+from recipes.weights import flatten_optimizer, load_tensors_into, unflatten_optimizer
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all there is to know beside the tensors."""
+
+    step: int = 0
+    """Updates done."""
+    epoch: int = 0
+    """Epoch of the next window."""
+    window: int = 0
+    """Next window in the plan of that epoch."""
+    skipped: int = 0
+    """Updates left out because a gradient was not finite."""
+    best: list[tuple[float, int]] = field(default_factory=list)
+    """Score and step of the best validations so far, best first."""
+    stale: int = 0
+    """Validations since the best one."""
+    stopped_early: bool = False
+    """Whether validations stopped improving."""
+
+
+class MovingAverage:
+    """An exponential moving average of the weights (Polyak and Juditsky 1992), with a short memory at the start.
+
+    After update t the decay is min(decay, (1 + t) / (10 + t)), so that the random start is forgotten at once.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the weights of the model after update `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [value.detach() for _, value in model.named_parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Let the model have the averaged weights for a while."""
+        own = {name: value.data for name, value in model.named_parameters()}
+        try:
+            for name, value in model.named_parameters():
+                value.data = self.weights[name]
+            yield
+        finally:
+            for name, value in model.named_parameters():
+                value.data = own[name]
+
+
+@dataclass
+class State:
+    """Model, optimizer, moving average and progress of a run."""
+
+    model: nn.Module
+    """Bare, without the wrapping of processes or compilation."""
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    progress: Progress = field(default_factory=Progress)
+
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint of this step into the run folder."""
+        moments, groups = flatten_optimizer(self.optimizer.state_dict())
+        tensors = {"model": self.model.state_dict(), "optimizer": moments}
+        if self.average is not None:
+            tensors["ema"] = self.average.weights
+        state = {"progress": asdict(self.progress), "optimizer": groups, "torch": torch.__version__}
+        return checkpoint.save(folder / CHECKPOINTS, self.progress.step, tensors, state)
+
+    def load(self, path: Path) -> None:
+        """Take over a checkpoint. Raises InputError where it does not fit."""
+        saved = checkpoint.load(path)
+        load_tensors_into(self.model, saved.tensors["model"])
+        self.optimizer.load_state_dict(unflatten_optimizer(saved.tensors["optimizer"], saved.state["optimizer"]))
+        if self.average is not None:
+            self.average.weights = {
+                name: saved.tensors["ema"][name].to(value) for name, value in self.average.weights.items()
+            }
+        self.progress = Progress(**saved.state["progress"])
+        self.progress.best = [(score, step) for score, step in saved.state["progress"]["best"]]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies in a run folder."""
+    return folder / CHECKPOINTS / f"step-{step:08d}"
+
+
+def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Average the models of several checkpoints, in float64 (Vaswani et al. 2017, section 6.1)."""
+    total: dict[str, Tensor] = {}
+    for path in paths:
+        for name, tensor in checkpoint.load(path).tensors["model"].items():
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    kind = checkpoint.load(paths[-1]).tensors["model"]
+    return {name: (tensor / len(paths)).to(kind[name].dtype) for name, tensor in total.items()}
+
+
+def derived_seed(*parts: int | str) -> int:
+    """Derive a seed from what identifies a draw, so that randomness never has to be saved."""
+    digest = hashlib.sha256("-".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def as_scalars(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn settings into what a tracker stores: numbers and text."""
+    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}

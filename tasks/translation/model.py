@@ -1,0 +1,98 @@
+"""The encoder-decoder Transformer for translation (Vaswani et al. 2017), put together from the core."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer_core import BlockConfig, Decoder, Encoder, FactoredLogits, Memory, TokenEmbedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationConfig:
+    """Size and shape of the model."""
+
+    block: BlockConfig = field(default_factory=BlockConfig)
+    """Every encoder and decoder block."""
+    encoder_depth: int = 3
+    """Encoder blocks; they are cheap at translation time, because they see each sentence once."""
+    decoder_depth: int = 3
+    """Decoder blocks; they run once per token of the translation."""
+    tie: Literal["none", "target", "all"] = "all"
+    """Share one matrix between the target embedding and the output layer, or with the source embedding as well.
+
+    "all" needs a joint vocabulary (Press and Wolf 2017)."""
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_depth", "decoder_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} leaves no block: choose 1 or more.")
+
+
+class TranslationModel(nn.Module):
+    """Source tokens in, for each target position the factors of its logits out."""
+
+    def __init__(
+        self, config: TranslationConfig, source_vocabulary: int, target_vocabulary: int, *, pad_id: int
+    ) -> None:
+        super().__init__()
+        self.target_embedding = TokenEmbedding(target_vocabulary, config.block, pad_id=pad_id)
+        if config.tie == "all":
+            if source_vocabulary != target_vocabulary:
+                raise ValueError(
+                    f"tie=all shares one matrix, but the vocabularies have {source_vocabulary} and {target_vocabulary} "
+                    "pieces: choose --model.tie target or --data.vocabulary.joint true."
+                )
+            self.source_embedding = self.target_embedding
+        else:
+            self.source_embedding = TokenEmbedding(source_vocabulary, config.block, pad_id=pad_id)
+        self.encoder = Encoder(config.block, config.encoder_depth)
+        self.decoder = Decoder(config.block, config.decoder_depth)
+        self.output = nn.Linear(config.block.dim, target_vocabulary, bias=False)
+        if config.tie == "none":
+            nn.init.normal_(self.output.weight, std=config.block.dim**-0.5)
+        else:
+            self.output.weight = self.target_embedding.tokens.weight
+
+    def read(self, source: Tensor, mask: Tensor | None) -> Memory:
+        """Encode source tokens (batch, source length) and project them for the decoder; `mask` is True at real ones."""
+        return self.decoder.read(self.encoder(self.source_embedding(source), mask), mask)
+
+    def forward(self, source: Tensor, mask: Tensor | None, target: Tensor, positions: Tensor) -> FactoredLogits:
+        """Return the factors of the logits at some positions of the target, usually the real ones.
+
+        Args:
+            source: (batch, source length) tokens, padded on the right.
+            mask: (batch, 1, 1, source length), True at real tokens; None where nothing is padded.
+            target: (batch, target length) tokens that each step has seen, beginning with bos, padded on the right.
+            positions: (rows,) places in the flattened target whose next token is asked for.
+        """
+        states = self.decoder(self.target_embedding(target), self.read(source, mask))
+        return FactoredLogits(states.flatten(0, 1)[positions], self.output.weight)
+
+
+class TranslationState:
+    """What a search carries from step to step: the memory of each sentence, the cache of each hypothesis."""
+
+    def __init__(
+        self, model: TranslationModel, source: Tensor, mask: Tensor | None, *, beams: int, capacity: int
+    ) -> None:
+        self.model, self.beams = model, beams
+        self.memory = model.read(source, mask)
+        self.cache = model.decoder.new_cache(self.memory, capacity, beams=beams)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to each hypothesis, (rows,), and return the logits of the next one, (rows, vocabulary)."""
+        x = self.model.target_embedding(tokens[:, None], offset=self.cache.length)
+        return F.linear(self.model.decoder(x, self.memory, self.cache)[:, 0], self.model.output.weight)
+
+    def reorder(self, parents: Tensor) -> None:
+        """Let hypothesis i go on from hypothesis `parents[i]` of the same sentence."""
+        self.cache.select(parents)
+
+    def keep(self, sentences: Tensor) -> None:
+        """Drop all sentences but these, (kept,) ascending, with their hypotheses."""
+        self.memory = self.memory.select(sentences)
+        first = sentences[:, None] * self.beams
+        self.cache.select((first + first.new_tensor(range(self.beams))).flatten())

@@ -1,0 +1,219 @@
+"""The text of a translation task, read, cut into pieces and measured, split by split."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from uuid import uuid4
+
+import datasets.config
+import numpy as np
+from datasets import Dataset
+
+from tasks.errors import InputError
+from tasks.task import Split
+from tasks.translation.batching import epoch_examples, plan_batches
+from tasks.translation.data import Corpus, read_corpora
+from tasks.translation.filters import Filter, Report, apply_filter
+from tasks.translation.locale_corpus import locale_pairs
+from tasks.translation.vocabulary import Vocabulary, VocabularyConfig, train_vocabulary
+
+EMBEDDED_EVALUATION = 500
+"""Pairs in the validation and in the test part of the embedded corpus."""
+PIECES_FORMAT = "pieces 1"
+"""Part of the name of every kept array of pieces: raise the number when the encoding changes."""
+ROWS_AT_ONCE = 10_000
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPairs:
+    """Parallel text: where it lies, how it is cut into pieces, and how it is gathered into batches."""
+
+    source: str = "en"
+    """Language of the source; a CLDR locale such as `en` or `pt_BR` where the embedded corpus is used."""
+    target: str = "de"
+    """Language of the target."""
+    train: list[Corpus] = field(default_factory=list)
+    """Corpora to train on, weighted; none: the embedded corpus of dates, numbers and units."""
+    valid: list[Corpus] = field(default_factory=list)
+    """Corpora to validate on while training; every line is kept."""
+    test: list[Corpus] = field(default_factory=list)
+    """Corpora to score at the end; every line is kept."""
+    embedded: int = 40_000
+    """Training pairs that are generated where no corpus is named."""
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    """Pieces of both languages."""
+    filter: Filter = field(default_factory=Filter)
+    """Which training pairs are dropped."""
+    tokens: int = 4096
+    """Tokens in a micro-batch, padding counted: rows times the longest side. Memory grows with it."""
+    window: int = 50_000
+    """Pairs that are sorted by length together; larger pads less, smaller mixes more freely."""
+    seed: int = 1
+    """Order of the data and BPE-dropout; the same number gives the same batches on any number of processes."""
+
+    def __post_init__(self) -> None:
+        if self.train and not self.valid:
+            raise ValueError("train names corpora and valid none: name the corpora to validate on, --data.valid.")
+        if not self.train and (self.valid or self.test):
+            raise ValueError("valid or test name corpora and train none: name the corpora to train on, --data.train.")
+        if self.tokens <= self.filter.max_length:
+            raise ValueError(
+                f"tokens={self.tokens} holds no pair of filter.max_length={self.filter.max_length} pieces and an end "
+                "mark: raise --data.tokens or lower --data.filter.max_length."
+            )
+
+
+class Pieces:
+    """The pieces of one side of a split: one flat array and where each row begins, both mapped from disk."""
+
+    def __init__(self, ids: np.ndarray, edges: np.ndarray) -> None:
+        self.ids, self.edges = ids, edges
+
+    def __getitem__(self, row: int) -> list[int]:
+        return self.ids[self.edges[row] : self.edges[row + 1]].tolist()
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Pieces per row, without an end mark."""
+        return np.diff(self.edges)
+
+
+class SplitPairs:
+    """One split: its text, its pieces, and the rows that take part."""
+
+    def __init__(self, text: Dataset, source: Vocabulary, target: Vocabulary) -> None:
+        self.text = text
+        digest = _digest(text)
+        self.source = _encode(text, "source", source, digest)
+        self.target = _encode(text, "target", target, digest)
+        self.rows = np.arange(len(text))
+
+
+class PairData:
+    """All splits of a task with their vocabularies; training pairs are filtered, the others kept line by line."""
+
+    def __init__(self, config: TextPairs, folder: Path) -> None:
+        self.config = config
+        self._text = {split: text for split in SPLITS if (text := read_split(config, split)) is not None}
+        self.source, self.target = load_vocabularies(config, folder, self._text["train"])
+        self.splits = {split: SplitPairs(text, self.source, self.target) for split, text in self._text.items()}
+        train = self.splits["train"]
+        train.rows, self.report = apply_filter(train.text, train.source.lengths, train.target.lengths, config.filter)
+        if not len(train.rows):
+            raise InputError(
+                f"the filter dropped all {len(train.text)} training pairs ({_reasons(self.report)}): "
+                "see --data.filter.min_length, max_length and max_ratio."
+            )
+
+    def plan(self, split: Split, epoch: int) -> list[list[int]]:
+        """Gather the rows of a split into micro-batches: a pure function of the configuration and the arguments."""
+        pairs, config = self.splits[split], self.config
+        rows = pairs.rows
+        if split == "train":
+            weights = [corpus.weight for corpus in config.train] or [1.0]
+            corpus = np.asarray(pairs.text.with_format("numpy")["corpus"][:])
+            rows = epoch_examples(rows, corpus, weights, seed=config.seed, epoch=epoch)
+        limit = config.filter.max_length
+        return plan_batches(
+            pairs.source.lengths.clip(max=limit) + 1,
+            pairs.target.lengths.clip(max=limit) + 1,
+            examples=rows,
+            tokens=config.tokens,
+            seed=config.seed,
+            epoch=epoch,
+            window=config.window,
+            shuffle=split == "train",
+        )
+
+    def ids(self, split: Split, rows: Sequence[int], epoch: int) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield the pieces of both sides of each row; in training freshly sampled where the vocabulary asks for it."""
+        pairs, limit = self.splits[split], self.config.filter.max_length
+        dropout = self.config.vocabulary.dropout if split == "train" else 0.0
+        if not dropout:
+            yield from ((pairs.source[row][:limit], pairs.target[row][:limit]) for row in rows)
+            return
+        text = pairs.text[list(rows)]
+        for row, source, target in zip(rows, text["source"], text["target"], strict=True):
+            seed = f"{self.config.seed}-{epoch}-{row}"
+            yield (
+                self.source.sample(source, dropout, f"{seed}-source")[:limit],
+                self.target.sample(target, dropout, f"{seed}-target")[:limit],
+            )
+
+
+def read_split(config: TextPairs, split: Split) -> Dataset | None:
+    """Return the pairs of a split, with the columns of `read_corpora`; None where the configuration names no corpus."""
+    if config.train:
+        corpora = {"train": config.train, "valid": config.valid, "test": config.test}[split]
+        return read_corpora(corpora) if corpora else None
+    size = config.embedded if split == "train" else EMBEDDED_EVALUATION
+    source, target = zip(*locale_pairs(config.source, config.target, split, size), strict=True)
+    return Dataset.from_dict({"source": source, "target": target, "corpus": [0] * len(source)})
+
+
+def load_vocabularies(config: TextPairs, folder: Path, text: Dataset) -> tuple[Vocabulary, Vocabulary]:
+    """Return the vocabularies of the run folder; at first they are trained, or copied from where they are given."""
+    rules = config.vocabulary
+    if rules.joint:
+        vocabulary = _vocabulary(rules, folder / "vocabulary.model", rules.source_model, text, ["source", "target"])
+        return vocabulary, vocabulary
+    return (
+        _vocabulary(rules, folder / "source.model", rules.source_model, text, ["source"]),
+        _vocabulary(rules, folder / "target.model", rules.target_model, text, ["target"]),
+    )
+
+
+def _vocabulary(
+    rules: VocabularyConfig, path: Path, given: str | None, text: Dataset, columns: list[str]
+) -> Vocabulary:
+    if path.exists():
+        return Vocabulary.load(path)
+    if given is not None:
+        vocabulary = Vocabulary.load(Path(given))
+        vocabulary.save(path)
+        return vocabulary
+    sentences = (line for column in columns for rows in text.iter(ROWS_AT_ONCE) for line in rows[column])
+    return train_vocabulary(sentences, rules, path)
+
+
+def _encode(text: Dataset, column: str, vocabulary: Vocabulary, digest: str) -> Pieces:
+    key = hashlib.sha256(f"{PIECES_FORMAT} {digest} {column} {vocabulary.digest}".encode()).hexdigest()
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "parallel_text"
+    paths = [folder / f"{key}.{name}.npy" for name in ("ids", "edges")]
+    if not all(path.exists() for path in paths):
+        parts, lengths = [np.empty(0, np.int32)], [0]
+        for rows in text.iter(ROWS_AT_ONCE):
+            encoded = vocabulary.encode_all(rows[column])
+            lengths += [len(ids) for ids in encoded]
+            parts.append(np.fromiter((piece for ids in encoded for piece in ids), np.int32))
+        for path, array in zip(paths, (np.concatenate(parts), np.cumsum(lengths)), strict=True):
+            _save(path, array)
+    return Pieces(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write aside and rename, so that another process never reads half an array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{uuid4().hex}.npy")
+    try:
+        np.save(aside, array)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _digest(text: Dataset) -> str:
+    """Hash what the rows say: an edited file of the same name, size and time is another text."""
+    result = hashlib.sha256()
+    for table in text.with_format("arrow").iter(ROWS_AT_ONCE):
+        for batch in table.select(["source", "target"]).to_batches():
+            result.update(batch.serialize())
+    return result.hexdigest()
+
+
+def _reasons(report: Report) -> str:
+    return ", ".join(f"{rule.reason}: {rule.pairs}" for rule in report.dropped if rule.pairs)

@@ -1,0 +1,215 @@
+"""Translation as the training loop sees it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from tasks.errors import InputError
+from tasks.task import Loss, Split, Task
+from tasks.translation.evaluate import Score, ScoreConfig, behaviour, score
+from tasks.translation.model import TranslationConfig, TranslationModel, TranslationState
+from tasks.translation.pairs import PairData, TextPairs
+from tasks.translation.vocabulary import BOS, EOS, PAD, UNK
+from transformer_core import FactoredLogits, linear_cross_entropy, padding_mask
+from transformer_core.loss import log_likelihood
+from transformer_core.search import Ensemble, Hypothesis, SearchConfig, search
+
+LENGTH_FACTOR, LENGTH_EXTRA = 2, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training minimises."""
+
+    smoothing: float = 0.1
+    """Label smoothing: share of the target's probability that is spread over the whole vocabulary."""
+    r_drop: float = 0.0
+    """Weight of R-Drop (Liang et al. 2021): two passes with different dropout should agree; costs a second pass."""
+
+
+class Batch(NamedTuple):
+    """A micro-batch, padded on the right; `labels` has one entry per real target position and none for padding."""
+
+    rows: list[int]
+    """The examples, by their row in the split."""
+    source: Tensor
+    """(batch, source length) pieces and an end mark."""
+    mask: Tensor | None
+    """(batch, 1, 1, source length), True at real pieces; None where nothing is padded."""
+    target: Tensor
+    """(batch, target length) a begin mark and pieces."""
+    positions: Tensor
+    """(tokens,) places of the real positions in the flattened target."""
+    labels: Tensor
+    """(tokens,) the piece that follows each of them."""
+
+
+class Output(NamedTuple):
+    """What the model makes of one example."""
+
+    hypothesis: str
+    nll: float
+    """Negative log-likelihood of the reference in nats, end mark counted, without label smoothing."""
+    tokens: int
+    """Pieces of the reference and an end mark."""
+
+
+class Translation(Task[Batch]):
+    """Translate sentences: data, model, loss, search and scores."""
+
+    def __init__(
+        self,
+        data: TextPairs,
+        model: TranslationConfig,
+        loss: LossConfig,
+        search: SearchConfig,
+        scores: ScoreConfig,
+    ) -> None:
+        if model.tie == "all" and not data.vocabulary.joint:
+            raise InputError(
+                "--model.tie all shares one matrix between both languages, and --data.vocabulary.joint false gives "
+                "them different pieces: choose --model.tie target, or a joint vocabulary."
+            )
+        self.data, self.model, self.loss_config, self.search, self.scores = data, model, loss, search, scores
+        self.last_scores: list[Score] = []
+
+    def prepare(self, folder: Path) -> None:
+        """Read the text, train the vocabulary unless the run has one, cut the text into pieces."""
+        self.pairs = PairData(self.data, folder)
+
+    def tables(self) -> list[Table]:
+        """Return what the filter dropped."""
+        return [self.pairs.report.table()]
+
+    def build(self) -> TranslationModel:
+        """Return a fresh model for the vocabularies of the run."""
+        return TranslationModel(self.model, len(self.pairs.source), len(self.pairs.target), pad_id=PAD)
+
+    def plan(self, split: Split, epoch: int) -> list[list[int]]:
+        """Gather sentences of similar length under the token budget; evaluation has the same plan in every epoch."""
+        return self.pairs.plan(split, epoch)
+
+    def batch(self, split: Split, indices: Sequence[int], epoch: int) -> Batch:
+        """Collate the pieces of some rows."""
+        source, target = zip(*self.pairs.ids(split, indices, epoch), strict=True)
+        return collate(list(indices), source, target)
+
+    def targets(self, batch: Batch) -> int:
+        """Count target pieces and end marks."""
+        return len(batch.labels)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Sum the label-smoothed cross-entropy of the target; `nll` is the one without smoothing."""
+        config = self.loss_config
+        if not config.r_drop:
+            logits = FactoredLogits(*model(batch.source, batch.mask, batch.target, batch.positions))
+            entropy = linear_cross_entropy(logits, batch.labels, smoothing=config.smoothing)
+            return Loss(entropy.smoothed, {"nll": entropy.plain})
+        mask = None if batch.mask is None else torch.cat([batch.mask] * 2)
+        positions = torch.cat([batch.positions, batch.positions + batch.target.numel()])
+        logits = FactoredLogits(*model(torch.cat([batch.source] * 2), mask, torch.cat([batch.target] * 2), positions))
+        entropy = linear_cross_entropy(
+            logits, torch.cat([batch.labels] * 2), smoothing=config.smoothing, consistency=config.r_drop
+        )
+        return Loss(entropy.smoothed / 2, {"nll": entropy.plain / 2})
+
+    def predict(self, split: Split, model: nn.Module, batch: Batch) -> list[tuple[int, Output]]:
+        """Translate and score the reference; greedily while training, as `search` says at the end."""
+        assert isinstance(model, TranslationModel)
+        config = SearchConfig(beams=1) if split == "valid" else self.search
+        nll, tokens = reference_nll(model, batch)
+        found = decode([model], batch.source, batch.mask, config, batch.rows)
+        texts = (self.pairs.target.decode(hypotheses[0].ids) for hypotheses in found)
+        return [(row, Output(*output)) for row, *output in zip(batch.rows, texts, nll, tokens, strict=True)]
+
+    def measure(self, split: Split, outputs: Sequence[Output]) -> dict[str, float]:
+        """Score free-running translations by BLEU, chrF and TER, and the model by its perplexity."""
+        text = self.pairs.splits[split].text
+        hypotheses, references = [output.hypothesis for output in outputs], list(text["target"])
+        nll = sum(output.nll for output in outputs) / max(1, sum(output.tokens for output in outputs))
+        self.last_scores = score(hypotheses, references, self.scores)
+        metrics = {"loss": nll, "perplexity": float(torch.tensor(nll).exp())}
+        metrics |= {result.name.lower(): result.value for result in self.last_scores}
+        return metrics | behaviour(hypotheses, references, list(text["source"]))
+
+    def samples(self, split: Split, outputs: Sequence[Output]) -> list[str]:
+        """Return the scores with their signatures, and a few translations under source and reference."""
+        lines = [str(result) for result in self.last_scores]
+        text = self.pairs.splits[split].text
+        for row in range(0, len(outputs), max(1, len(outputs) // 3))[:3]:
+            lines += [f"  source     {text[row]['source']}", f"  reference  {text[row]['target']}"]
+            lines += [f"  hypothesis {outputs[row].hypothesis}"]
+        return lines
+
+
+def collate(rows: list[int], source: Sequence[list[int]], target: Sequence[list[int]]) -> Batch:
+    """Pad pieces to a batch and add the marks: source pieces and eos; bos and target pieces; target pieces and eos."""
+    lengths = torch.tensor([len(ids) + 1 for ids in target])
+    longest = int(lengths.max())
+    real = torch.arange(longest) < lengths[:, None]
+    return Batch(
+        rows,
+        *pad_source(source),
+        pad([[BOS, *ids] for ids in target]),
+        real.flatten().nonzero()[:, 0],
+        pad([[*ids, EOS] for ids in target])[real],
+    )
+
+
+def pad_source(source: Sequence[list[int]]) -> tuple[Tensor, Tensor | None]:
+    """Return source pieces with an end mark, (batch, length), and their mask, None where nothing is padded."""
+    lengths = [len(ids) + 1 for ids in source]
+    mask = padding_mask(torch.tensor(lengths), max(lengths)) if min(lengths) < max(lengths) else None
+    return pad([[*ids, EOS] for ids in source]), mask
+
+
+def pad(rows: Sequence[list[int]]) -> Tensor:
+    """Return (rows, longest) ids, padded on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in rows])
+
+
+@torch.inference_mode()
+def reference_nll(model: TranslationModel, batch: Batch) -> tuple[list[float], list[int]]:
+    """Return the negative log-likelihood in nats of each reference and its number of tokens, end mark counted."""
+    logits = FactoredLogits(*model(batch.source, batch.mask, batch.target, batch.positions))
+    nll = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.labels.device)
+    sentence = batch.positions // batch.target.size(1)
+    nll.index_add_(0, sentence, -log_likelihood(logits, batch.labels).double())
+    return nll.tolist(), torch.bincount(sentence, minlength=len(batch.rows)).tolist()
+
+
+def decode(
+    models: Sequence[TranslationModel],
+    source: Tensor,
+    mask: Tensor | None,
+    config: SearchConfig,
+    sentence_ids: Sequence[int],
+    prefix: Sequence[Sequence[int]] | None = None,
+) -> list[list[Hypothesis]]:
+    """Search for translations of a padded batch with one model, or with several whose probabilities are averaged.
+
+    A translation has at most `LENGTH_FACTOR` times the pieces of its own source, plus `LENGTH_EXTRA`.
+    """
+    lengths = torch.full((len(source),), source.size(1), device=source.device) if mask is None else mask.sum((1, 2, 3))
+    limits = (LENGTH_FACTOR * lengths + LENGTH_EXTRA).clamp(max=config.max_length)
+    with torch.inference_mode():
+        states = [
+            TranslationState(model, source, mask, beams=config.rows_per_sentence, capacity=int(limits.max()) + 1)
+            for model in models
+        ]
+        return search(
+            Ensemble(states) if len(states) > 1 else states[0],
+            config,
+            max_lengths=limits,
+            bos_id=BOS,
+            eos_id=EOS,
+            banned=[PAD, UNK, BOS],
+            prefix=prefix,
+            sentence_ids=sentence_ids,
+        )

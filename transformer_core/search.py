@@ -1,0 +1,126 @@
+"""Search over any decoder: greedy, beam, sampling; ids in, ids out, no knowledge of text.
+
+A decoder takes part by the three methods of DecoderState. Outputs do not depend on the batch a sentence sits in,
+beyond the rounding of the decoder itself.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch leaves open what Tensor.tolist returns)
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from transformer_core.beam import Beams
+from transformer_core.constraints import Constraints
+from transformer_core.draws import Draws
+from transformer_core.search_config import Hypothesis, SearchConfig
+
+__all__ = ["DecoderState", "Ensemble", "Hypothesis", "SearchConfig", "search"]
+
+
+@runtime_checkable
+class DecoderState(Protocol):
+    """The state of `sentences x rows_per_sentence` hypotheses; the rows of a sentence lie together."""
+
+    def step(self, tokens: Int[Tensor, "rows"]) -> Float[Tensor, "rows vocabulary"]:
+        """Read the last token of each hypothesis; return the logits of the next one.
+
+        Called once per position, at most one time more than the longest output has tokens.
+        """
+        ...
+
+    def reorder(self, parents: Int[Tensor, "rows"]) -> None:
+        """Let each row go on from the row `parents` names, always one of the same sentence."""
+        ...
+
+    def keep(self, sentences: Int[Tensor, "kept"]) -> None:
+        """Drop all sentences but those at these positions, which ascend; their rows follow."""
+        ...
+
+
+class Ensemble:
+    """Several decoders as one: the mean of their probabilities. They share a vocabulary, not a state."""
+
+    def __init__(self, states: Sequence[DecoderState]) -> None:
+        if not states:
+            raise ValueError("An ensemble needs at least one decoder.")
+        self.states = states
+
+    def step(self, tokens: Int[Tensor, "rows"]) -> Float[Tensor, "rows vocabulary"]:
+        """Return the logarithm of the mean probability."""
+        members = torch.stack([_log_softmax(state.step(tokens)) for state in self.states])
+        return members.logsumexp(dim=0) - math.log(len(self.states))
+
+    def reorder(self, parents: Int[Tensor, "rows"]) -> None:
+        """Reorder every member."""
+        for state in self.states:
+            state.reorder(parents)
+
+    def keep(self, sentences: Int[Tensor, "kept"]) -> None:
+        """Keep the same sentences in every member."""
+        for state in self.states:
+            state.keep(sentences)
+
+
+@torch.inference_mode()
+def search(
+    state: DecoderState,
+    config: SearchConfig,
+    *,
+    max_lengths: Int[Tensor, "sentences"],
+    bos_id: int,
+    eos_id: int,
+    banned: Sequence[int] = (),
+    prefix: Sequence[Sequence[int]] | None = None,
+    sentence_ids: Sequence[int] | None = None,
+) -> list[list[Hypothesis]]:
+    """Return up to `n_best` hypotheses per sentence, best first; fewer only where fewer exist.
+
+    `state` is fresh and has `config.rows_per_sentence` rows per sentence. `max_lengths` says how many tokens each
+    sentence may get before its end, `config.max_length` at most; the search runs on its device. `banned` are
+    never generated, but still hold probability; a `prefix` may hold them. A prefix is forced upon its sentence and its
+    log-probability is counted. Draws follow `sentence_ids`, by default the positions in the batch. ValueError if the
+    prefixes do not fit, FloatingPointError if the decoder gives NaN.
+    """
+    sentences, rows, device = len(max_lengths), config.rows_per_sentence, max_lengths.device
+    if sentences == 0:
+        return []
+    limits: list[int] = max_lengths.clamp(max=config.max_length).tolist()
+    constraints = Constraints(config, limits, eos_id, device, banned, prefix or [()] * sentences)
+    if config.sample or config.beams == 1:
+        frontier = Draws(config, limits, eos_id, device, sentence_ids or range(sentences))
+    else:
+        frontier = Beams(config, limits, eos_id, device)
+    found: dict[int, list[Hypothesis]] = {}
+    places = list(range(sentences))  # in the batch of the caller, of the sentences still searched
+    tokens = torch.full((sentences * rows,), bos_id, device=device)
+    patience = 1 if device.type == "cpu" else 4  # steps between two questions to the device: each waits for it
+    for step in range(1, max(limits) + 2):
+        log_probs = _log_softmax(state.step(tokens))
+        constraints.apply(log_probs, frontier.history)
+        tokens, parents = frontier.advance(log_probs)
+        stopped: list[bool] = frontier.stopped.tolist() if step % patience == 0 else [False]
+        if all(stopped):
+            break
+        if parents is not None:
+            state.reorder(parents)
+        staying = [i for i in range(len(stopped)) if not stopped[i]]
+        if len(staying) < 0.85 * len(stopped):  # in steps, because moving the rest costs as well
+            found.update(zip(places, frontier.hypotheses(), strict=True))
+            kept = torch.tensor(staying, device=device)
+            for part in (state, constraints, frontier):
+                part.keep(kept)
+            tokens = tokens.view(-1, rows)[kept].flatten()
+            places = [places[i] for i in staying]
+    found.update(zip(places, frontier.hypotheses(), strict=True))
+    if any(math.isnan(hypothesis.score) for hypotheses in found.values() for hypothesis in hypotheses):
+        raise FloatingPointError("The decoder returned NaN: its weights or its input are broken.")
+    return [found[place] for place in range(sentences)]
+
+
+def _log_softmax(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:
+    return logits.log_softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
