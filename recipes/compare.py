@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.config import launch
-from tasks.translation.data import read_lines
 from tasks.translation.evaluate import Comparison, ScoreConfig, check_aligned, compare, label
+from tasks.translation.files import read_lines
 
 
 @dataclass(frozen=True, kw_only=True)

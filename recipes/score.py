@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.config import launch
-from tasks.translation.data import read_lines
 from tasks.translation.evaluate import Score, ScoreConfig, behaviour, check_aligned, score, table
+from tasks.translation.files import read_lines
 
 
 @dataclass(frozen=True, kw_only=True)

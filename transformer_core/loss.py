@@ -35,7 +35,7 @@ def linear_cross_entropy(
     2016, section 7), as in `torch.nn.functional.cross_entropy`. With `consistency` above 0 the rows are two passes of
     the same targets, the second half after the first, and the loss adds consistency / 2 times the sum of both
     Kullback-Leibler divergences between the passes (R-Drop, Liang et al. 2021, equations 3 and 4).
-    Products run in the autocast type where autocast is on; softmax and sums always in float32 or wider.
+    Logits and their gradients are of the autocast type where autocast is on; sums are in float32 or wider.
     """
     hidden, weight = logits
     device = hidden.device.type
@@ -57,27 +57,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         factor = weight.to(dtype)
         hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight)
-        plain, uniform, divergence = hidden.new_zeros(3, dtype=torch.float64).unbind()
+        wide = torch.promote_types(dtype, torch.float32)
+        plain, normalisers, divergence = hidden.new_zeros(3, dtype=torch.float64).unbind()
         passes = 2 if consistency else 1
         pairs = torch.arange(len(hidden), device=hidden.device).view(passes, -1)
         for columns in pairs.split(CHUNK_ROWS // passes, 1):
             rows = columns.flatten()
             inputs, labels = hidden[rows].to(dtype), target[rows, None]
-            chunk = (inputs @ factor.T).to(torch.promote_types(dtype, torch.float32))
+            chunk = inputs @ factor.T
             gradient = chunk.softmax(1)
             # The largest probability is 1 / sum(exp(logit - largest logit)), so its logarithm gives the normaliser.
-            normaliser = chunk.amax(1) - gradient.amax(1).log()
-            plain += (normaliser - chunk.gather(1, labels)[:, 0]).sum()
-            uniform += (normaliser - chunk.mean(1)).sum()
+            normaliser = chunk.amax(1, keepdim=True).to(wide) - gradient.amax(1, keepdim=True).to(wide).log()
+            plain += (normaliser - chunk.gather(1, labels)).sum()
+            normalisers += normaliser.sum()
             if consistency:
-                between, slope = _divergence(chunk - normaliser[:, None], gradient)
+                between, slope = _divergence(chunk - normaliser, gradient.to(wide))
                 divergence += between
                 gradient.add_(slope, alpha=consistency)
             gradient.sub_(smoothing / len(weight))
-            gradient.scatter_add_(1, labels, torch.full_like(gradient[:, :1], smoothing - 1))
-            gradient = gradient.to(dtype)
+            # Indexed, because scatter_add_ copies the whole chunk twice on a CPU.
+            gradient[torch.arange(len(rows), device=rows.device), labels[:, 0]] -= 1 - smoothing
             hidden_grad[rows] = (gradient @ factor).to(hidden.dtype)
             weight_grad += gradient.T @ inputs
+        mean_logits = hidden.sum(0).double() @ weight.mean(0).double()
+        uniform = normalisers - mean_logits
         ctx.save_for_backward(hidden_grad, weight_grad)
         smoothed = (1 - smoothing) * plain + smoothing * uniform + consistency * divergence
         plain = plain.to(hidden.dtype)

@@ -53,6 +53,11 @@ def read_pairs(paths: Sequence[Path], columns: Pair) -> Iterator[Pair]:
         raise InputError(f"{path}: the table has no rows.")
 
 
+def read_lines(path: Path) -> list[str]:
+    """Read a text file, plain or .gz, line by line; raises InputError as `read_pairs` does."""
+    return list(_lines(existing_file(str(path))))
+
+
 def table_kind(name: str | Path) -> str:
     """Return the ending that says how a table is written, seen through `.gz`."""
     return Path(str(name).removesuffix(".gz")).suffix

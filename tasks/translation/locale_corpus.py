@@ -30,6 +30,7 @@ from tasks.translation.locale_facts import (
     FUTURE,
     LANGUAGE,
     LENGTH,
+    LONG_DATE,
     MASS,
     MEASURE,
     MILLIONS,
@@ -61,9 +62,9 @@ def locale_pairs(source: str, target: str, split: Split, size: int, seed: int = 
     """Write `size` different sentences of a part in two locales, such as "en" and "de" or "fr_CA" and "ja".
 
     The list depends on nothing but the arguments and the version of babel; a longer one begins with the shorter one.
-    A hash of the values of a sentence decides which part it belongs to, so that no part knows the values of another
-    in any wording. A source sentence has one translation. Every blank is a plain one, also where the CLDR has
-    no-break and thin ones. Raises InputError for a locale that babel does not know.
+    A hash of the values of a sentence decides which part it belongs to: no part says in other words what another
+    says (but a few small languages of the CLDR write two values alike). A source sentence has one translation. Every
+    blank is a plain one, also where the CLDR has no-break and thin ones. Raises InputError for an unknown locale.
     """
     locales = _locale(source), _locale(target)
     sentences = [sentence for sentence in SENTENCES if sentence.has(*locales)]
@@ -133,13 +134,14 @@ def _date_and_time(texts: Sequence[str], locale: Locale) -> str:
 ALONE = (
     *(DATE, DAY_OF_YEAR, MONTH, QUARTER, DAYS, TIME, TIMES, WEEKDAY_TIME, FUTURE, PAST, DURATION),
     *(NUMBER, PERCENT, MILLIONS, MONEY, MILLIONS_OF_MONEY, RATE, MEASURE, AREA),
-    *map(several, (WEEKDAY, MONTH_NAME, CURRENCY, COUNTRY, LANGUAGE, BARE_DATE, PRICE, PERCENT, MEASURE, MASS)),
+    *(several(name, most=4) for name in (WEEKDAY, MONTH_NAME, CURRENCY, COUNTRY, LANGUAGE)),
+    *map(several, (LONG_DATE, PRICE, PERCENT, MEASURE, MASS)),
 )
 
 # Carriers have to be correct around every value in every language. German cases are the reason that no name of a
 # currency stands in them, Spanish articles ("a la 1:30") the reason for the brackets.
 CARRIED = (
-    *([BARE_DATE, CLOCK], [BARE_DATE, BARE_DATE], [WEEKDAY, CLOCK, CLOCK], [FUTURE, CLOCK], [PAST, BARE_DATE]),
+    *([BARE_DATE, CLOCK], [LONG_DATE, LONG_DATE], [WEEKDAY, CLOCK, CLOCK], [FUTURE, CLOCK], [PAST, BARE_DATE]),
     *([DURATION, LENGTH], [PRICE, PRICE], [MASS, PRICE], [PERCENT, PERCENT], [COUNT, AREA], [CLOCK, TEMPERATURE]),
     [several(LANGUAGE)],
 )

@@ -173,11 +173,11 @@ def _measure(units: str, *lengths: str) -> Fact:
     )
 
 
-def several(fact: Fact) -> Fact:
-    """Take two to four different ones, joined by "and" or by "or"."""
+def several(fact: Fact, most: int = 3) -> Fact:
+    """Take from two to `most` different ones, joined by "and" or by "or"."""
 
     def draw(random: Random) -> list[Any]:
-        count = random.randint(2, 4)
+        count = random.randint(2, most)
         values = {}
         while len(values) < count:
             values[fact.draw(random)] = None
@@ -200,6 +200,7 @@ DATE = Fact(
     _day, [*(_way(format_date, format=width) for width in ("long", "medium", "short", "full")), _skeleton("yMMMEd")]
 )
 BARE_DATE = Fact(_day, DATE.ways[:3])
+LONG_DATE = Fact(_day, DATE.ways[:1])
 DAY_OF_YEAR = Fact(lambda random: _day(random).replace(year=2000), [_skeleton("MMMMd"), _skeleton("MMMd")])
 MONTH = Fact(lambda random: _day(random).replace(day=1), [_skeleton("yMMMM"), _skeleton("yMMM"), _skeleton("yM")])
 QUARTER = Fact(

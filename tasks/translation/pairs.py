@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
@@ -25,6 +25,8 @@ EMBEDDED_EVALUATION = 500
 PIECES_FORMAT = "pieces 1"
 """Part of the name of every kept array of pieces: raise the number when the encoding changes."""
 ROWS_AT_ONCE = 10_000
+JOINT, SOURCE, TARGET = "vocabulary.model", "source.model", "target.model"
+"""Files of the vocabularies in a run folder."""
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
@@ -36,6 +38,8 @@ class TextPairs:
     """Language of the source; a CLDR locale such as `en` or `pt_BR` where the embedded corpus is used."""
     target: str = "de"
     """Language of the target."""
+    folder: str = "."
+    """Where the relative paths of the corpora start."""
     train: list[Corpus] = field(default_factory=list)
     """Corpora to train on, weighted; none: the embedded corpus of dates, numbers and units."""
     valid: list[Corpus] = field(default_factory=list)
@@ -149,22 +153,36 @@ def read_split(config: TextPairs, split: Split) -> Dataset | None:
     """Return the pairs of a split, with the columns of `read_corpora`; None where the configuration names no corpus."""
     if config.train:
         corpora = {"train": config.train, "valid": config.valid, "test": config.test}[split]
-        return read_corpora(corpora) if corpora else None
+        return read_corpora([_placed(corpus, config.folder) for corpus in corpora]) if corpora else None
     size = config.embedded if split == "train" else EMBEDDED_EVALUATION
     source, target = zip(*locale_pairs(config.source, config.target, split, size), strict=True)
     return Dataset.from_dict({"source": source, "target": target, "corpus": [0] * len(source)})
+
+
+def _placed(corpus: Corpus, folder: str) -> Corpus:
+    """Let the paths of a corpus start in `folder`."""
+    paths = {name: getattr(corpus, name) for name in ("source", "target", "table")}
+    return replace(corpus, **{name: str(Path(folder, path)) for name, path in paths.items() if path is not None})
 
 
 def load_vocabularies(config: TextPairs, folder: Path, text: Dataset) -> tuple[Vocabulary, Vocabulary]:
     """Return the vocabularies of the run folder; at first they are trained, or copied from where they are given."""
     rules = config.vocabulary
     if rules.joint:
-        vocabulary = _vocabulary(rules, folder / "vocabulary.model", rules.source_model, text, ["source", "target"])
+        vocabulary = _vocabulary(rules, folder / JOINT, rules.source_model, text, ["source", "target"])
         return vocabulary, vocabulary
     return (
-        _vocabulary(rules, folder / "source.model", rules.source_model, text, ["source"]),
-        _vocabulary(rules, folder / "target.model", rules.target_model, text, ["target"]),
+        _vocabulary(rules, folder / SOURCE, rules.source_model, text, ["source"]),
+        _vocabulary(rules, folder / TARGET, rules.target_model, text, ["target"]),
     )
+
+
+def saved_vocabularies(config: TextPairs, folder: Path) -> tuple[Vocabulary, Vocabulary]:
+    """Return the vocabularies that a run folder holds."""
+    if config.vocabulary.joint:
+        vocabulary = Vocabulary.load(folder / JOINT)
+        return vocabulary, vocabulary
+    return Vocabulary.load(folder / SOURCE), Vocabulary.load(folder / TARGET)
 
 
 def _vocabulary(

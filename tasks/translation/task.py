@@ -48,6 +48,10 @@ class Batch(NamedTuple):
     labels: Tensor
     """(tokens,) the piece that follows each of them."""
 
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(self.rows, *(None if part is None else part.to(device) for part in self[1:]))
+
 
 class Output(NamedTuple):
     """What the model makes of one example."""

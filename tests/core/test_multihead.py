@@ -118,6 +118,26 @@ def test_the_projections_of_a_fresh_layer_are_each_xavier_uniform():
     assert not layer.input.bias.any() and not layer.output.bias.any()
 
 
+def by_hand(layer: MultiHeadAttention, x: Tensor, rate: Tensor, bias: Tensor | float) -> Tensor:
+    """Self-attention whose queries and keys are complex numbers, each turned by `rate` times its position."""
+    query, key, value = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in layer.input(x).chunk(3, -1))
+    angle = torch.arange(x.size(1))[:, None] * rate
+    turned = [torch.view_as_complex(part.unflatten(-1, (2, 2))) * torch.exp(1j * angle) for part in (query, key)]
+    weights = ((turned[0] @ turned[1].mH).real / 2 + bias).softmax(-1)
+    return layer.output((weights @ value).transpose(1, 2).flatten(2))
+
+
+def test_rotary_self_attention_turns_queries_and_keys_alike():
+    layer, x = MultiHeadAttention(12, 3, position=Rotary(4)).double(), doubles(2, 7, 12)
+    assert_close(layer(x), by_hand(layer, x, torch.tensor([1.0, 0.01]).double(), 0.0), rtol=0, atol=1e-6)
+
+
+def test_relative_self_attention_adds_the_bias_to_the_scores():
+    layer, x = MultiHeadAttention(12, 3, position=RelativeBias(3, causal=False)).double(), doubles(2, 7, 12)
+    nn.init.normal_(layer.position.weight)
+    assert_close(layer(x), by_hand(layer, x, torch.zeros(2).double(), layer.position(7, 7)), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("position", [None, Rotary(4), RelativeBias(3, causal=True)])

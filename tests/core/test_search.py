@@ -460,12 +460,19 @@ def test_the_best_of_a_row_equal_topk(size, count):
 
 
 def test_the_best_of_a_row_with_little_allowed_lie_inside_the_vocabulary():
-    scores = torch.full((3, 1511), -torch.inf)
-    scores[:, 1510] = 1.0
-    values, indices = best(scores, 4)
-    assert values[:, 0].eq(1.0).all()
-    assert indices[:, 0].eq(1510).all()
-    assert indices.max() == 1510
+    for size in range(1281, 1345):  # the last group of 64 is full or not
+        allowed = torch.randint(size, (50, 3))
+        scores = torch.full((50, size), -torch.inf).scatter_(1, allowed, torch.randn(50, 3))
+        values, indices = best(scores, 5)
+        assert torch.equal(values, scores.topk(5).values)
+        assert torch.equal(scores.gather(1, indices)[values > -torch.inf], values[values > -torch.inf])
+        assert indices.max() < size
+
+
+@pytest.mark.parametrize("config", [SearchConfig(beams=1, max_length=5), SearchConfig(beams=3, max_length=5)])
+def test_max_length_of_the_config_holds_for_every_sentence(config):
+    found = run(Recurrent.random(19), config, [0, 1, 2], [99, 4, 6], banned=[EOS])
+    assert [len(group[0].ids) for group in found] == [5, 4, 5]
 
 
 def test_no_sentences_give_no_output():

@@ -1,0 +1,38 @@
+"""Average the weights of the last checkpoints of a run (Vaswani et al. 2017, section 6.1).
+
+python -m recipes.average runs/demo --last 5 --output runs/demo/averaged.safetensors
+python -m recipes.translate runs/demo --weights '[runs/demo/averaged.safetensors]'
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from recipes.config import launch
+from recipes.state import CHECKPOINTS, mean_weights
+from tasks.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Average checkpoints of a run."""
+
+    run: str
+    """Run folder of a training recipe."""
+    output: str
+    """File to write."""
+    last: int = 5
+    """How many checkpoints, counted from the newest."""
+
+
+def main(recipe: Recipe) -> None:
+    """Average and write."""
+    paths = sorted(Path(recipe.run, CHECKPOINTS).glob("step-*"))[-recipe.last :]
+    if len(paths) < recipe.last:
+        raise InputError(f"{recipe.run} has {len(paths)} checkpoints: choose --last {len(paths)} or fewer.")
+    save_file(mean_weights(paths), recipe.output)
+
+
+if __name__ == "__main__":
+    launch(Recipe, main)
