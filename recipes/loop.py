@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -227,7 +227,7 @@ def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tup
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     average = MovingAverage(bare, config.ema) if config.ema else None
-    model = torch.compile(bare, dynamic=True) if config.compile else bare
+    model = cast(nn.Module, torch.compile(bare, dynamic=True)) if config.compile else bare
     return State(bare, optimizer, average), accelerator.prepare_model(model)
 
 
@@ -244,9 +244,8 @@ def resume(state: State, folder: Path, accelerator: Accelerator) -> None:
 def trackers(accelerator: Accelerator, config: TrainConfig, recipe: Any, step: int) -> None:
     """Open metrics.jsonl and TensorBoard, on the main process."""
     if accelerator.is_main_process:
-        accelerator.log_with = [JsonLines(Path(config.out) / "metrics.jsonl", step)]
-        if config.tensorboard:
-            accelerator.log_with += ["tensorboard"]
+        jsonl = JsonLines(Path(config.out) / "metrics.jsonl", step)
+        accelerator.log_with = [jsonl, *(["tensorboard"] if config.tensorboard else [])]
     accelerator.init_trackers("tensorboard", as_scalars(flatten(recipe)))
 
 
@@ -269,7 +268,7 @@ def update(
     own = sum(item.targets for item in window)
     targets = torch.tensor(float(own), device=accelerator.device)
     if world > 1:
-        targets = accelerator.reduce(targets, "sum")
+        targets = cast(torch.Tensor, accelerator.reduce(targets, "sum"))
     targets = targets.clamp(min=1.0)
     model.train()
     for item in window:

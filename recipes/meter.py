@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -55,7 +56,7 @@ class Meter:
         local = torch.tensor([self.targets, self.waited / elapsed, float(stop)], dtype=torch.float64)
         sums = torch.stack([self.sums[name].double() for name in names] + list(local.to(norms.device)))
         if self.accelerator.num_processes > 1:
-            sums = self.accelerator.reduce(sums, "sum")
+            sums = cast(Tensor, self.accelerator.reduce(sums, "sum"))
         *totals, targets, waited, stopping = sums.tolist()
         broken = (~norms.isfinite()).nonzero()[:, 0].tolist()
         progress.skipped += len(broken)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from recipes import checkpoint
 from recipes.weights import flatten_optimizer, load_tensors_into, unflatten_optimizer
@@ -51,7 +52,7 @@ class MovingAverage:
         """Move towards the weights of the model after update `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [value.detach() for _, value in model.named_parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.weights.values()), current, 0)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from transformer_core import BlockConfig, Decoder
 
@@ -21,3 +23,21 @@ def decoder() -> Decoder:
     """Three blocks of 32 features in evaluation mode; without positions of its own, so that any input will do."""
     config = BlockConfig(dim=32, num_heads=4, num_kv_heads=2, hidden_dim=44, position="rotary")
     return Decoder(config, depth=3).eval()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor holds that any operation makes, forward and backward."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.numbers = max([self.numbers, *(x.untyped_storage().nbytes() // x.element_size() for x in made)])
+        return out
+
+
+@pytest.fixture
+def largest() -> Largest:
+    """A context that measures the largest tensor made inside."""
+    return Largest()

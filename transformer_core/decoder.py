@@ -1,6 +1,6 @@
 """The decoder: causal self-attention, attention to a memory, feed-forward; whole sequences or step by step."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -84,7 +84,8 @@ class Decoder(nn.Module):
         self, states: Float[Tensor, "batch source dim"], mask: Bool[Tensor, "batch 1 1 source"] | None = None
     ) -> Memory:
         """Project the encoder's states for every layer, once per sentence."""
-        return Memory([block.cross_attention.keys_values(states) for block in self.blocks], mask)
+        blocks = (cast(DecoderBlock, block) for block in self.blocks)
+        return Memory([block.cross_attention.keys_values(states) for block in blocks], mask)
 
     def new_cache(self, memory: Memory, capacity: int, *, beams: int = 1) -> Cache:
         """Set memory aside for `capacity` target positions of `beams` hypotheses per sentence."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import datasets.config
@@ -194,7 +195,7 @@ def _vocabulary(
         vocabulary = Vocabulary.load(Path(given))
         vocabulary.save(path)
         return vocabulary
-    sentences = (line for column in columns for rows in text.iter(ROWS_AT_ONCE) for line in rows[column])
+    sentences = (line for column in columns for lines in _column(text, column) for line in lines)
     return train_vocabulary(sentences, rules, path)
 
 
@@ -204,13 +205,19 @@ def _encode(text: Dataset, column: str, vocabulary: Vocabulary, digest: str) -> 
     paths = [folder / f"{key}.{name}.npy" for name in ("ids", "edges")]
     if not all(path.exists() for path in paths):
         parts, lengths = [np.empty(0, np.int32)], [0]
-        for rows in text.iter(ROWS_AT_ONCE):
-            encoded = vocabulary.encode_all(rows[column])
+        for lines in _column(text, column):
+            encoded = vocabulary.encode_all(lines)
             lengths += [len(ids) for ids in encoded]
             parts.append(np.fromiter((piece for ids in encoded for piece in ids), np.int32))
         for path, array in zip(paths, (np.concatenate(parts), np.cumsum(lengths)), strict=True):
             _save(path, array)
     return Pieces(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
+
+
+def _column(text: Dataset, column: str) -> Iterator[list[str]]:
+    rows: Any
+    for rows in text.iter(ROWS_AT_ONCE):
+        yield rows[column]
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -227,6 +234,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 def _digest(text: Dataset) -> str:
     """Hash what the rows say: an edited file of the same name, size and time is another text."""
     result = hashlib.sha256()
+    table: Any
     for table in text.with_format("arrow").iter(ROWS_AT_ONCE):
         for batch in table.select(["source", "target"]).to_batches():
             result.update(batch.serialize())

@@ -50,7 +50,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return Batch(self.rows, *(None if part is None else part.to(device) for part in self[1:]))
+        parts = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(**parts)
 
 
 class Output(NamedTuple):
@@ -129,7 +130,7 @@ class Translation(Task[Batch]):
         nll, tokens = reference_nll(model, batch)
         found = decode([model], batch.source, batch.mask, config, batch.rows)
         texts = (self.pairs.target.decode(hypotheses[0].ids) for hypotheses in found)
-        return [(row, Output(*output)) for row, *output in zip(batch.rows, texts, nll, tokens, strict=True)]
+        return list(zip(batch.rows, map(Output, texts, nll, tokens), strict=True))
 
     def measure(self, split: Split, outputs: Sequence[Output]) -> dict[str, float]:
         """Score free-running translations by BLEU, chrF and TER, and the model by its perplexity."""

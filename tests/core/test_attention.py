@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from transformer_core import (
     Additive,
@@ -342,40 +340,27 @@ def test_a_mask_of_two_axes_is_as_good_as_one_of_four(name):
 # Memory.
 
 
-class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor holds that any operation makes, forward and backward."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [x.untyped_storage().nbytes() // x.element_size() for x in tree_leaves(out) if isinstance(x, Tensor)]
-        self.numbers = max([self.numbers, *sizes])
-        return out
-
-
-def run_additive() -> tuple[list[Tensor], int, int]:
-    """Output and gradients, the numbers in the largest tensor, and the numbers that autograd keeps."""
+def run_additive() -> tuple[list[Tensor], int]:
+    """Output and gradients, and the numbers in the largest tensor that autograd keeps."""
     torch.manual_seed(3)
     score = Additive(5, 3, hidden_dim=11).double()
     inputs = [doubles(2, 4, 13, 5), doubles(2, 2, 7, 3), doubles(2, 2, 7, 6)]
     leaves = [x.requires_grad_() for x in inputs]
     kept: list[int] = []
-    with Largest() as largest:
-        with saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-            out = attention(*leaves, score=score, mask=blinding(2, 1, 13, 7))
-        grads = torch.autograd.grad(out.square().sum(), [*leaves, *score.parameters()])
-    return [out, *grads], largest.numbers, max(kept)
+    with saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        out = attention(*leaves, score=score, mask=blinding(2, 1, 13, 7))
+    return [out, *torch.autograd.grad(out.square().sum(), [*leaves, *score.parameters()])], max(kept)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 13])
-def test_additive_attention_in_chunks_is_bounded_in_memory_and_equal(rows, monkeypatch):
+def test_additive_attention_in_chunks_is_bounded_in_memory_and_equal(rows, largest, monkeypatch):
     pairs = 2 * 4 * 13 * 7
-    whole, largest, kept = run_additive()
-    assert largest >= pairs * 11 and kept >= pairs * 11  # the meter works
+    whole, kept = run_additive()
+    assert kept >= pairs * 11  # all at once it is much
     monkeypatch.setattr(MODULE, "CHUNK_ELEMENTS", rows * 2 * 4 * 7 * 11)
-    parts, largest, kept = run_additive()
-    assert largest <= max(rows * 2 * 4 * 7 * 11, pairs)
+    with largest:
+        parts, kept = run_additive()
+    assert pairs <= largest.numbers <= max(rows * 2 * 4 * 7 * 11, pairs)
     assert kept <= pairs or rows == 13
     for part, one in zip(parts, whole, strict=True):
         assert_close(part, one, rtol=0, atol=1e-12)
@@ -389,10 +374,10 @@ def test_a_chunk_is_at_least_one_query(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_attention_weights_of_any_score_are_bounded_in_memory(name, monkeypatch):
+def test_attention_weights_of_any_score_are_bounded_in_memory(name, largest, monkeypatch):
     score, query, key = trained(name, 16), doubles(2, 2, 13, 16), doubles(2, 2, 7, 16)
     pairs = 2 * 2 * 13 * 7
     monkeypatch.setattr(MODULE, "CHUNK_ELEMENTS", 3 * pairs)
-    with Largest() as largest, torch.no_grad():
+    with largest, torch.no_grad():
         attention_weights(query, key, score=score)
     assert largest.numbers <= 3 * pairs

@@ -115,6 +115,14 @@ def test_no_gradient_flows_from_the_past_to_the_future(score):
         assert not grad[:, at + 1 :].any() and grad[:, : at + 1].any(-1).all()
 
 
+def test_relative_positions_spend_all_buckets_on_the_past():
+    # Over 200 positions every bucket of the past is in use; with buckets for a future, half would lie idle.
+    model = Decoder(config(position="relative"), depth=1)
+    out = model(torch.randn(1, 200, 12), model.read(torch.randn(1, 5, 12)))
+    (grad,) = torch.autograd.grad(out.square().sum(), model.blocks[0].self_attention.position.weight)
+    assert grad.any(-1).all()
+
+
 def test_cross_attention_is_not_causal():
     model, x, states = Decoder(config(), depth=1).double(), doubles(1, 2, 12), doubles(1, 5, 12).requires_grad_()
     (grad,) = torch.autograd.grad(model(x, model.read(states))[:, 0].square().sum(), states)

@@ -108,6 +108,24 @@ def test_the_chunks_of_everyday_use_change_nothing(rows, monkeypatch):
 
 
 @pytest.mark.parametrize("consistency", [0.0, 1.7])
+def test_no_more_logits_exist_at_one_time_than_a_chunk_has(consistency, largest):
+    hidden, weight, target = torch.randn(40, 3), torch.randn(101, 3), torch.randint(101, (40,))
+    with largest:
+        linear_cross_entropy(FactoredLogits(hidden, weight), target, smoothing=0.1, consistency=consistency)
+    assert 101 * 3 <= largest.numbers <= 101 * 4
+
+
+def test_under_bfloat16_autocast_rounding_does_not_add_up():
+    hidden, weight, target = example(1301, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = linear_cross_entropy(FactoredLogits(hidden, weight), target, smoothing=0.1)
+    logits = hidden @ weight.T
+    assert_close(ours.plain, F.cross_entropy(logits, target, reduction="sum").detach(), rtol=3e-4, atol=0)
+    expected = F.cross_entropy(logits, target, label_smoothing=0.1, reduction="sum")
+    assert_close(ours.smoothed, expected, rtol=3e-4, atol=0)
+
+
+@pytest.mark.parametrize("consistency", [0.0, 1.7])
 def test_under_bfloat16_autocast_it_is_close_and_the_sum_is_in_float32(consistency):
     hidden, weight, target = example(26, torch.float32)
     target = target[:13].repeat(2)

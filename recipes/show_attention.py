@@ -1,0 +1,75 @@
+"""Draw where a trained translator looks: one picture of its attention from each piece of the translation to the source.
+
+python -m recipes.show_attention runs/demo --text "The meeting is on March 3, 2027 at 4:30 PM." --output map.png
+"""
+
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from recipes.config import launch
+from recipes.runs import load
+from tasks.errors import InputError
+from tasks.translation.task import collate
+from tasks.translation.translator import Translator
+from tasks.translation.vocabulary import Vocabulary
+from transformer_core import record_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Draw the attention of a translator over one sentence."""
+
+    run: str
+    """Run folder of train_translation."""
+    text: str
+    """The sentence to translate."""
+    output: str = "attention.png"
+    """Picture to write; the ending chooses its kind: .png, .svg, .pdf."""
+    layer: int = -1
+    """Decoder layer, counted from 0; -1 is the last."""
+
+
+def main(recipe: Recipe) -> None:
+    """Translate the sentence and draw the mean over the heads of one layer."""
+    translator = load(recipe.run)
+    depth = len(translator.models[0].decoder.blocks)
+    if not -depth <= recipe.layer < depth:
+        raise InputError(f"--layer {recipe.layer} is not there: the decoder has {depth} layers, 0 to {depth - 1}.")
+    translation = translator(recipe.text)
+    weights = cross_attention(translator, recipe.text, translation, recipe.layer % depth).mean(0)
+    draw(weights, pieces(translator.source, recipe.text), pieces(translator.target, translation), recipe.output)
+    print(translation)
+
+
+@torch.inference_mode()
+def cross_attention(translator: Translator, source: str, target: str, layer: int) -> Tensor:
+    """Return the weights of one decoder layer, (heads, target pieces and end mark, source pieces and end mark)."""
+    batch = collate([0], [translator.source.encode(source)], [translator.target.encode(target)]).to(translator.device)
+    model = translator.models[0]
+    with record_attention(model) as maps:
+        model(batch.source, batch.mask, batch.target, batch.positions)
+    return maps[f"decoder.blocks.{layer}.cross_attention"][0][0].float().cpu()
+
+
+def pieces(vocabulary: Vocabulary, text: str) -> list[str]:
+    """Cut text into pieces to label an axis with."""
+    return [vocabulary.pieces[piece].replace("▁", "_") for piece in vocabulary.encode(text)] + ["end"]
+
+
+def draw(weights: Tensor, source: list[str], target: list[str], path: str) -> None:
+    """Write a picture of the weights, (target, source), darker for more."""
+    figure = Figure(figsize=(2 + 0.35 * len(source), 1.5 + 0.3 * len(target)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(weights, cmap="Blues", vmin=0.0, aspect="auto")
+    axes.set_xticks(range(len(source)), source, rotation=60, ha="right")
+    axes.set_yticks(range(len(target)), target)
+    axes.set_xlabel("source")
+    axes.set_ylabel("translation")
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    launch(Recipe, main)
