@@ -7,6 +7,7 @@ python -m recipes.translate runs/demo --weights '[runs/demo/averaged.safetensors
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from recipes.config import launch
@@ -28,10 +29,16 @@ class Recipe:
 
 def main(recipe: Recipe) -> None:
     """Average and write."""
-    paths = sorted(Path(recipe.run, CHECKPOINTS).glob("step-*"))[-recipe.last :]
-    if len(paths) < recipe.last:
-        raise InputError(f"{recipe.run} has {len(paths)} checkpoints: choose --last {len(paths)} or fewer.")
-    save_file(mean_weights(paths), recipe.output)
+    paths = sorted(Path(recipe.run, CHECKPOINTS).glob("step-*"))
+    if not paths:
+        raise InputError(f"{recipe.run} has no {CHECKPOINTS}/step-*: name the run folder of a training recipe.")
+    if not 1 <= recipe.last <= len(paths):
+        raise InputError(f"{recipe.run} has {len(paths)} checkpoints: choose --last from 1 to {len(paths)}.")
+    weights = mean_weights(paths[-recipe.last :])
+    try:
+        save_file(weights, recipe.output)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"--output {recipe.output}: cannot be written ({error}).") from error
 
 
 if __name__ == "__main__":

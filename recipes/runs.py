@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from recipes import checkpoint
@@ -47,6 +48,10 @@ def _load_weights(model: TranslationModel, path: Path) -> None:
     if path.is_dir():
         load_tensors_into(model, checkpoint.load(path).tensors["model"])
     elif path.exists():
-        load_model(model, str(path))
+        try:
+            load_model(model, path)
+        except (RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} does not hold the weights of this run: {reason:.300}") from error
     else:
         raise InputError(f"{path} does not exist: the run has not ended, or choose --weights among its checkpoints.")

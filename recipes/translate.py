@@ -11,8 +11,8 @@ translations and their scores.
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,9 @@ from tasks.translation.translator import Translator
 from transformer_core.search import SearchConfig
 
 LINES_AT_ONCE = 2_000
+
+Group = tuple[Sequence[str], Sequence[str] | None]
+"""Sentences, and the words that their translations must begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,50 +60,72 @@ def main(recipe: Recipe) -> None:
         raise InputError("--text and --input are both given: choose one.")
     if recipe.prefixes is not None and recipe.input is None:
         raise InputError("--prefixes needs --input, whose lines they belong to.")
+    groups = given(recipe)
     use_machine(0)
     translator = load(recipe.run, weights=recipe.weights, search=recipe.search)
-    with ExitStack() as files:
-        output = sys.stdout
-        if recipe.output is not None:
-            output = files.enter_context(open(recipe.output, "w", encoding="utf-8"))
-        if recipe.text is not None:
-            write(translator, [recipe.text], None, recipe.json, output)
-        elif recipe.input is not None:
-            lines = read_lines(Path(recipe.input))
-            prefixes = read_lines(Path(recipe.prefixes)) if recipe.prefixes is not None else None
-            if prefixes is not None and len(prefixes) != len(lines):
-                raise InputError(
-                    f"{recipe.prefixes} has {len(prefixes)} lines and {recipe.input} {len(lines)}: give as many."
-                )
-            write(translator, lines, prefixes, recipe.json, output)
-        else:
-            for lines in asked(sys.stdin):
-                write(translator, lines, None, recipe.json, output)
+    with opened(recipe.output) as output:
+        for lines, prefixes in groups:
+            for source, found in zip(lines, translator.n_best(lines, prefixes), strict=True):
+                if recipe.json:
+                    record = {"source": source, "translations": [translated._asdict() for translated in found]}
+                    print(json.dumps(record, ensure_ascii=False), file=output)
+                else:
+                    # A model can spell a line break by its byte, and line n must stay line n.
+                    print(found[0].text.replace("\n", " "), file=output)
+            output.flush()
+
+
+def given(recipe: Recipe) -> Iterable[Group]:
+    """Return what is to be translated, in groups; files are read at once, so that mistakes come before any output."""
+    if recipe.text is not None:
+        return [([recipe.text], None)]
+    if recipe.input is None:
+        return ((lines, None) for lines in asked(sys.stdin))
+    lines = read_lines(Path(recipe.input))
+    prefixes = read_lines(Path(recipe.prefixes)) if recipe.prefixes is not None else None
+    if prefixes is not None and len(prefixes) != len(lines):
+        raise InputError(f"{recipe.prefixes} has {len(prefixes)} lines and {recipe.input} {len(lines)}: give as many.")
+    chunks = [slice(begin, begin + LINES_AT_ONCE) for begin in range(0, len(lines), LINES_AT_ONCE)]
+    return [(lines[chunk], None if prefixes is None else prefixes[chunk]) for chunk in chunks]
 
 
 def asked(stream: TextIO) -> Iterator[list[str]]:
     """Yield lines as they are typed in a terminal, in large groups from a pipe."""
     if stream.isatty():
         print("A sentence a line; an empty line or Ctrl-D ends.", file=sys.stderr)
-        while line := input("> ").strip() if not stream.closed else "":
-            yield [line]
+        with suppress(EOFError):
+            while line := input("> ").strip():
+                yield [line]
         return
-    while lines := [line.removesuffix("\n").removesuffix("\r") for line in islice(stream, LINES_AT_ONCE)]:
-        yield lines
+    # As bytes, because only a line feed ends a line, and to name the line where the text is not UTF-8.
+    lines = (as_text(number, line) for number, line in enumerate(stream.buffer, 1))
+    while group := list(islice(lines, LINES_AT_ONCE)):
+        yield group
 
 
-def write(translator: Translator, lines: list[str], prefixes: list[str] | None, as_json: bool, output: TextIO) -> None:
-    """Translate lines and write them in their order."""
-    for begin in range(0, len(lines), LINES_AT_ONCE):
-        chunk = slice(begin, begin + LINES_AT_ONCE)
-        forced = None if prefixes is None else prefixes[chunk]
-        for source, found in zip(lines[chunk], translator.n_best(lines[chunk], forced), strict=True):
-            if as_json:
-                record = {"source": source, "translations": [translated._asdict() for translated in found]}
-                print(json.dumps(record, ensure_ascii=False), file=output)
-            else:
-                print(found[0].text, file=output)
-        output.flush()
+def as_text(number: int, line: bytes) -> str:
+    """Decode a line of standard input."""
+    try:
+        return line.removesuffix(b"\n").removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"standard input:{number}:{error.start + 1}: byte {error.start + 1} of line {number} is not UTF-8 there: "
+            "convert the text to UTF-8."
+        ) from None
+
+
+@contextmanager
+def opened(path: str | None) -> Iterator[TextIO]:
+    """Open a file to write, or standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        file = open(path, "w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error.strerror}): choose another file.") from None
+    with file:
+        yield file
 
 
 if __name__ == "__main__":
