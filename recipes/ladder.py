@@ -45,6 +45,7 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
     sign = 1 if config.maximize else -1
     chosen = max(results, key=lambda name: sign * results[name][splits[0]][config.monitor])
     state.model.load_state_dict(weights[chosen], strict=False)
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return
     save_model(state.model, str(folder / MODEL))
@@ -52,9 +53,10 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     console().print(table(results, chosen))
     for line in lines[chosen]:
-        console().print(line, markup=False, highlight=False)
+        console().print(line, markup=False, highlight=False, soft_wrap=True)
     if expected.metric:
-        console().print(verdict(results[chosen][splits[-1]], expected, run, config), markup=False, highlight=False)
+        said = verdict(results[chosen][splits[-1]], expected, run, config)
+        console().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:
@@ -79,20 +81,22 @@ def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]], chosen: str) -> Table:
-    """Lay out the metrics of all candidates, a row per candidate and split."""
-    names = list(next(iter(next(iter(results.values())).values())))
-    result = Table("weights", "split", *names, title="Candidates for the final weights")
-    for name, splits in results.items():
-        for split, metrics in splits.items():
-            mark = " *" if name == chosen else ""
-            result.add_row(name + mark, split, *(number(metrics[metric]) for metric in names))
+    """Lay out the metrics, a row each, of all candidates on each split."""
+    columns = [
+        (f"{name}{' *' if name == chosen else ''}\n{split}", results[name][split])
+        for name in results
+        for split in results[name]
+    ]
+    result = Table("", *(title for title, _ in columns), title="Candidates for the final weights", caption="* chosen")
+    for metric in columns[0][1]:
+        result.add_row(metric, *(number(metrics[metric]) for _, metrics in columns))
     return result
 
 
 def verdict(metrics: dict[str, float], expected: Expected, run: Run, config: TrainConfig) -> str:
     """Compare with what the recipe is known to reach, and name the likely cause of a distance."""
     reached = metrics[expected.metric]
-    said = f"{expected.metric} {reached:.2f} on the test part, {expected.at_least:.2f} expected"
+    said = f"{expected.metric} {number(reached)}, expected {number(expected.at_least)} or more"
     if reached >= expected.at_least:
         return f"PASS: {said}"
     progress = run.state.progress

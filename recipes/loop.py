@@ -157,24 +157,28 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
                     window[0].key.window + 1,
                 )
                 display.step()
+                evaluating = progress.step % config.evaluate_every == 0 or progress.step == config.steps
+                saving = evaluating or progress.step % config.save_every == 0
                 stopping = False
-                if progress.step % config.log_every == 0 or progress.step == config.steps:
+                # Also before each checkpoint, because the sums of an interval are not in it.
+                if saving or progress.step % config.log_every == 0:
                     values, stopping = meter.report(bool(stop), config.max_skipped, progress)
                     values["train/lr"] = rate(config, progress.step)
                     accelerator.log(values, progress.step)
                     display.metrics(progress.step, values)
-                evaluated = progress.step % config.evaluate_every == 0 or progress.step == config.steps
-                if evaluated:
+                if evaluating:
                     validate(task, state, config, accelerator, display)
-                    meter.restart()
-                if evaluated or stopping or progress.step % config.save_every == 0:
+                if saving or stopping:
                     save(state, folder, config, accelerator)
+                    meter.restart()
                 if stopping:
                     display.line(f"stopped on request at update {progress.step}; the same command continues")
+                    accelerator.end_training()
                     raise SystemExit(0)
     finally:
         display.close()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     return Run(state, accelerator)
 
 
@@ -199,17 +203,17 @@ def open_run(folder: Path, recipe: Any) -> None:
 
 
 def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
-    """Let the task read its data, then join the other processes."""
+    """Join the other processes, then let the task read its data."""
     use_machine(config.threads)
-    # A lock instead of a barrier: preparing may take longer than process groups are willing to wait.
-    with FileLock(folder / ".lock"):
-        task.prepare(folder)
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         project_dir=folder,
     )
     check_launch(accelerator.num_processes)
+    # A lock instead of a barrier: preparing may take longer than process groups are willing to wait.
+    with FileLock(folder / ".lock"):
+        task.prepare(folder)
     if accelerator.is_main_process:
         checkpoint.clean(folder / CHECKPOINTS)
         for table in task.tables():
@@ -277,8 +281,7 @@ def update(
             loss = task.loss(model, send_to_device(item.batch, accelerator.device, non_blocking=True))
             # Wrapping averages the gradients over the processes, and they are to be summed.
             accelerator.backward(loss.total * (world / targets if item.key.real else 0.0))
-        if item.key.real:
-            meter.add({"loss": loss.total.detach(), **loss.report})
+        meter.add({"loss": loss.total.detach(), **loss.report}, counts=item.key.real)
     weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

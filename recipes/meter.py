@@ -34,9 +34,10 @@ class Meter:
         yield
         self.waited += time.perf_counter() - began
 
-    def add(self, sums: dict[str, Tensor]) -> None:
-        """Add the sums of a micro-batch."""
+    def add(self, sums: dict[str, Tensor], *, counts: bool) -> None:
+        """Add the sums of a micro-batch; one that does not count still names them, as every process has to."""
         for name, value in sums.items():
+            value = value if counts else torch.zeros_like(value)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def updated(self, norm: Tensor, targets: int, rows: list[int]) -> None:

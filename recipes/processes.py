@@ -25,7 +25,7 @@ def check_launch(started: int) -> None:
         started: processes that belong together, as accelerate counts them.
     """
     asked = max(int(os.environ.get("WORLD_SIZE", "1")), _asked_of_accelerate())
-    if asked == started:
+    if asked <= started:
         return
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name if spec is not None else sys.argv[0]

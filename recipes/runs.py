@@ -13,6 +13,7 @@ from recipes.ladder import MODEL
 from recipes.train_translation import Recipe
 from recipes.weights import load_tensors_into
 from tasks.errors import InputError
+from tasks.translation.files import one_line
 from tasks.translation.model import TranslationModel
 from tasks.translation.pairs import saved_vocabularies
 from tasks.translation.translator import Translator
@@ -51,7 +52,6 @@ def _load_weights(model: TranslationModel, path: Path) -> None:
         try:
             load_model(model, path)
         except (RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path} does not hold the weights of this run: {reason:.300}") from error
+            raise InputError(f"{path} does not hold the weights of this run: {one_line(error):.300}") from error
     else:
         raise InputError(f"{path} does not exist: the run has not ended, or choose --weights among its checkpoints.")

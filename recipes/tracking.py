@@ -20,7 +20,9 @@ class JsonLines(GeneralTracker):
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        aside = path.with_name(f".tmp-{path.name}")
+        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        aside.replace(path)
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     @property

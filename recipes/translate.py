@@ -12,7 +12,7 @@ translations and their scores.
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,6 @@ from recipes.processes import use_machine
 from recipes.runs import load
 from tasks.errors import InputError
 from tasks.translation.files import read_lines
-from tasks.translation.translator import Translator
 from transformer_core.search import SearchConfig
 
 LINES_AT_ONCE = 2_000
@@ -93,14 +92,19 @@ def asked(stream: TextIO) -> Iterator[list[str]]:
     """Yield lines as they are typed in a terminal, in large groups from a pipe."""
     if stream.isatty():
         print("A sentence a line; an empty line or Ctrl-D ends.", file=sys.stderr)
-        with suppress(EOFError):
-            while line := input("> ").strip():
-                yield [line]
+        while line := typed(stream):
+            yield [line]
         return
     # As bytes, because only a line feed ends a line, and to name the line where the text is not UTF-8.
     lines = (as_text(number, line) for number, line in enumerate(stream.buffer, 1))
     while group := list(islice(lines, LINES_AT_ONCE)):
         yield group
+
+
+def typed(stream: TextIO) -> str:
+    """Ask for a line, on standard error so that standard output holds translations alone."""
+    print("> ", end="", file=sys.stderr, flush=True)
+    return stream.readline().strip()
 
 
 def as_text(number: int, line: bytes) -> str:

@@ -15,7 +15,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(3)
 
 
 @pytest.fixture

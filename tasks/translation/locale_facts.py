@@ -142,7 +142,7 @@ def _measured(amount: Decimal, unit: str, length: str, locale: Locale) -> str:
     The CLDR leaves out a form that reads like the general one, and a long one that reads like the short one; babel
     does not look there and writes "1 Meilen".
     """
-    patterns = locale._data["unit_patterns"][unit]
+    patterns = locale._data["unit_patterns"][unit]  # pyright: ignore[reportPrivateUsage]
     forms = patterns[length if "other" in patterns.get(length, {}) else "short"]
     return forms.get(locale.plural_form(amount), forms["other"]).format(format_decimal(amount, locale=locale))
 

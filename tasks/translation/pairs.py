@@ -17,6 +17,7 @@ from tasks.errors import InputError
 from tasks.task import Split
 from tasks.translation.batching import epoch_examples, plan_batches
 from tasks.translation.data import Corpus, read_corpora
+from tasks.translation.files import one_line
 from tasks.translation.filters import Filter, Report, apply_filter
 from tasks.translation.locale_corpus import locale_pairs
 from tasks.translation.vocabulary import Vocabulary, VocabularyConfig, train_vocabulary
@@ -61,6 +62,8 @@ class TextPairs:
     """Order of the data and BPE-dropout; the same number gives the same batches on any number of processes."""
 
     def __post_init__(self) -> None:
+        if self.embedded < 1:
+            raise ValueError(f"embedded={self.embedded} leaves nothing to train on: choose --data.embedded 1 or more.")
         if self.train and not self.valid:
             raise ValueError("train names corpora and valid none: name the corpora to validate on, --data.valid.")
         if not self.train and (self.valid or self.test):
@@ -163,7 +166,8 @@ def read_split(config: TextPairs, split: Split) -> Dataset | None:
 def _placed(corpus: Corpus, folder: str) -> Corpus:
     """Let the paths of a corpus start in `folder`."""
     paths = {name: getattr(corpus, name) for name in ("source", "target", "table")}
-    return replace(corpus, **{name: str(Path(folder, path)) for name, path in paths.items() if path is not None})
+    placed = {name: Path(folder, Path(path).expanduser()) for name, path in paths.items() if path is not None}
+    return replace(corpus, **{name: str(path) for name, path in placed.items()})
 
 
 def load_vocabularies(config: TextPairs, folder: Path, text: Dataset) -> tuple[Vocabulary, Vocabulary]:
@@ -181,22 +185,48 @@ def load_vocabularies(config: TextPairs, folder: Path, text: Dataset) -> tuple[V
 def saved_vocabularies(config: TextPairs, folder: Path) -> tuple[Vocabulary, Vocabulary]:
     """Return the vocabularies that a run folder holds."""
     if config.vocabulary.joint:
-        vocabulary = Vocabulary.load(folder / JOINT)
+        vocabulary = _kept(folder / JOINT)
         return vocabulary, vocabulary
-    return Vocabulary.load(folder / SOURCE), Vocabulary.load(folder / TARGET)
+    return _kept(folder / SOURCE), _kept(folder / TARGET)
 
 
 def _vocabulary(
     rules: VocabularyConfig, path: Path, given: str | None, text: Dataset, columns: list[str]
 ) -> Vocabulary:
-    if path.exists():
-        return Vocabulary.load(path)
-    if given is not None:
-        vocabulary = Vocabulary.load(Path(given))
-        vocabulary.save(path)
-        return vocabulary
-    sentences = (line for column in columns for lines in _column(text, column) for line in lines)
-    return train_vocabulary(sentences, rules, path)
+    if not path.exists() and given is not None:
+        Vocabulary.load(given).save(path)
+    elif not path.exists():
+        sentences = (line for column in columns for lines in _column(text, column) for line in lines)
+        train_vocabulary(sentences, rules, path)
+    vocabulary = _kept(path)
+    if not (checksum := _checksum_file(path)).exists():
+        aside = checksum.with_suffix(".part")
+        aside.write_text(_checksum(vocabulary, path), encoding="utf-8")
+        aside.replace(checksum)
+    return vocabulary
+
+
+def _kept(path: Path) -> Vocabulary:
+    """Load a vocabulary of a run folder; raise InputError where it is no longer the one that the run began with.
+
+    Another one of the same size would fit the model, and translate nonsense.
+    """
+    vocabulary, checksum = Vocabulary.load(path), _checksum_file(path)
+    if checksum.exists() and checksum.read_text(encoding="utf-8") != _checksum(vocabulary, path):
+        raise InputError(
+            f"{path} is not the file that the run began with: its SHA-256 is {vocabulary.digest}, and {checksum.name} "
+            "says another. Put the first one back, or start a new run."
+        )
+    return vocabulary
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _checksum(vocabulary: Vocabulary, path: Path) -> str:
+    """Return what `sha256sum` writes and checks."""
+    return f"{vocabulary.digest}  {path.name}\n"
 
 
 def _encode(text: Dataset, column: str, vocabulary: Vocabulary, digest: str) -> Pieces:
@@ -209,8 +239,14 @@ def _encode(text: Dataset, column: str, vocabulary: Vocabulary, digest: str) -> 
             encoded = vocabulary.encode_all(lines)
             lengths += [len(ids) for ids in encoded]
             parts.append(np.fromiter((piece for ids in encoded for piece in ids), np.int32))
-        for path, array in zip(paths, (np.concatenate(parts), np.cumsum(lengths)), strict=True):
-            _save(path, array)
+        try:
+            for path, array in zip(paths, (np.concatenate(parts), np.cumsum(lengths)), strict=True):
+                _save(path, array)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: the pieces of the text cannot be kept there ({one_line(error)}): "
+                "set HF_DATASETS_CACHE to a folder with room."
+            ) from error
     return Pieces(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
 
 

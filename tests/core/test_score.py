@@ -139,7 +139,7 @@ def test_a_zero_vector_has_finite_scores_and_gradients(make):
 @pytest.mark.parametrize(("query_width", "key_width"), [(5, 5), (7, 3), (3, 7)])
 def test_fresh_bilinear_scores_have_unit_variance(query_width, key_width):
     # Of independent features with unit variance the score has the sum of the squares of W as variance.
-    assert_close(Bilinear(query_width, key_width).weight.square().sum().item(), 1.0)
+    assert_close(Bilinear(query_width, key_width).weight.square().sum(), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.3])
