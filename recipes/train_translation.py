@@ -4,8 +4,8 @@
     accelerate launch -m recipes.train_translation --config recipes/multi30k_en_de.yaml --train.lr 3e-3
 
 Without a configuration it learns to translate dates, times, numbers, currencies and units from English to German,
-generated from the Unicode CLDR, in minutes on a laptop: digits are pieces of their own and positions are rotary, because
-most of the work is copying numbers to other places. The same command again continues the run.
+generated from the Unicode CLDR, in minutes on a laptop. Digits are pieces of their own and positions are rotary there,
+because most of the work is copying numbers to other places. The same command again continues the run.
 """
 
 from dataclasses import dataclass, field
