@@ -21,7 +21,7 @@ from recipes.config import launch
 from recipes.ladder import Expected, finish
 from recipes.loop import TrainConfig, train
 from tasks.task import Loss, Split, Task
-from transformer_core import BlockConfig, Decoder, Encoder, TokenEmbedding
+from transformer_core import BlockConfig, Decoder, Encoder, Memory, TokenEmbedding
 from transformer_core.search import SearchConfig, search
 
 PAD, BOS, EOS, ZERO = 0, 1, 2, 3
@@ -65,7 +65,8 @@ class Reverser(nn.Module):
         self.encoder, self.decoder = Encoder(block, depth), Decoder(block, depth)
         self.output = nn.Linear(block.dim, VOCABULARY)
 
-    def read(self, source: Tensor):
+    def read(self, source: Tensor) -> Memory:
+        """Encode strings, padded on the right, for the decoder."""
         mask = (source != PAD)[:, None, None]
         return self.decoder.read(self.encoder(self.embedding(source), mask), mask)
 
@@ -174,16 +175,15 @@ class Recipe:
     """Blocks of the encoder, and of the decoder."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            out="runs/reverse", steps=1_200, lr=3e-3, warmup=100, evaluate_every=400, monitor="exact", maximize=True
+            out="runs/reverse", steps=1_000, lr=4e-3, warmup=100, schedule="cosine", monitor="exact", maximize=True
         )
     )
-    expected: Expected = field(default_factory=lambda: Expected(metric="exact", at_least=0.99))
 
 
 def main(recipe: Recipe) -> None:
     """Train, then choose the final weights."""
     task = Reverse(recipe.data, recipe.block, recipe.depth)
-    finish(task, train(task, recipe.train, recipe), recipe.train, recipe.expected, ["valid"])
+    finish(task, train(task, recipe.train, recipe), recipe.train, Expected(metric="exact", at_least=0.99), ["valid"])
 
 
 if __name__ == "__main__":

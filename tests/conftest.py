@@ -15,12 +15,12 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    torch.manual_seed(3)
+    torch.manual_seed(1)
 
 
 @pytest.fixture
 def decoder() -> Decoder:
-    """Three blocks of 32 features in evaluation mode; without positions of its own, so that any input will do."""
+    """Three blocks of 32 features with rotary positions, in evaluation mode."""
     config = BlockConfig(dim=32, num_heads=4, num_kv_heads=2, hidden_dim=44, position="rotary")
     return Decoder(config, depth=3).eval()
 

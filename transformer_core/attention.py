@@ -26,7 +26,7 @@ def attention(
     value: Float[Tensor, "batch kv_heads keys value_width"],
     *,
     score: Score,
-    mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
+    mask: Bool[Tensor, "*#leading #queries keys"] | None = None,
     bias: Float[Tensor, "#batch #heads #queries keys"] | None = None,
     causal: bool = False,
     dropout: float = 0.0,
@@ -67,7 +67,7 @@ def attention_weights(
     key: Float[Tensor, "batch kv_heads keys key_width"],
     *,
     score: Score,
-    mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
+    mask: Bool[Tensor, "*#leading #queries keys"] | None = None,
     bias: Float[Tensor, "#batch #heads #queries keys"] | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "batch heads queries keys"]:
@@ -117,7 +117,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dr
 def _scores(score: Score, query: Tensor, key: Tensor) -> Tensor:
     """Compute the scores in chunks of queries, so that the memory of `pair_width` per pair stays bounded."""
     batch, heads, queries, _ = query.shape
-    per_query = batch * heads * key.size(-2) * score.pair_width
+    per_query = batch * heads * key.size(-2) * score.pair_width(query.size(-1))
     rows = max(1, CHUNK_ELEMENTS // max(1, per_query))
     if rows >= queries:
         return score(query, key)
@@ -128,9 +128,9 @@ def _scores(score: Score, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _with_causal(mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device) -> Tensor | None:
-    if not causal or (queries == 1 and keys >= 1):
+    if not causal or queries == 1:  # a single query is the last one and sees all
         return mask
-    ahead = causal_mask(queries, keys, device)[None, None]
+    ahead = causal_mask(queries, keys, device)
     return ahead if mask is None else mask & ahead
 
 

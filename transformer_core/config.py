@@ -43,7 +43,7 @@ class BlockConfig:
     """Share of hidden features of the feed-forward network dropped."""
 
     def __post_init__(self) -> None:
-        check_heads(self.dim, self.num_heads, self.num_kv_heads or self.num_heads)
+        check_heads(self.dim, self.num_heads, self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
         for name in ("dropout", "attention_dropout", "hidden_dropout"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={rate} is no share: choose 0 or more, and less than 1.")

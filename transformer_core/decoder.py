@@ -64,11 +64,19 @@ class DecoderBlock(nn.Module):
         further queries of the one memory of their sentence, which is never copied.
         """
         x = self.self_attention_branch(x, lambda h: self.self_attention(h, cache=cache))
-        fold = (memory.key.size(0), -1, x.size(2))
-        x = self.cross_attention_branch(
-            x, lambda h: self.cross_attention(h.reshape(fold), memory, mask=mask).view_as(h)
-        )
+        x = self.cross_attention_branch(x, lambda h: self._read(h, memory, mask))
         return self.feed_forward_branch(x, self.feed_forward)
+
+    def _read(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
+        """Let all rows of a sentence, one after the other, be queries of its memory."""
+        rows, sentences = x.size(0), memory.key.size(0)
+        if rows != sentences and (sentences == 0 or rows % sentences):
+            raise ValueError(
+                f"{rows} rows cannot be shared by the {sentences} sentences of the memory: pass a multiple."
+            )
+        beams = rows // max(1, sentences)
+        queries = x.reshape(sentences, beams * x.size(1), x.size(2))
+        return self.cross_attention(queries, memory, mask=mask).view_as(x)
 
 
 class Decoder(nn.Module):

@@ -12,11 +12,14 @@ class Dropout(nn.Module):
     """Zero a share of the features in training and scale the rest up, so that the mean stays (Srivastava et al. 2014).
 
     On a CPU PyTorch draws one Bernoulli number per element, one after the other, which takes longer than the matrix
-    products of a small model. Here one 64-bit draw decides four elements, so `rate` is rounded to 1/65536.
+    products of a small model. Here one 64-bit draw decides four elements, so `rate` is rounded to 1/65536, and the same
+    seed drops others than `torch.nn.Dropout` does.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout {rate} is no share of the features: choose 0 or more, and less than 1.")
         self.rate = rate
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -35,7 +38,7 @@ class Dropout(nn.Module):
 def keep_mask(count: int, rate: float) -> Bool[Tensor, "count"]:
     """Draw `count` booleans on the CPU, True with probability 1 - rate, from torch's global generator."""
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return words.view(torch.int16)[:count] >= round(rate * 65536) - 32768
+    return words.view(torch.int16)[:count] >= min(round(rate * 65536), 65535) - 32768
 
 
 class _Dropout(torch.autograd.Function):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 512
 """Rows of logits that exist at one time."""
@@ -36,8 +37,15 @@ def linear_cross_entropy(
     the same targets, the second half after the first, and the loss adds consistency / 2 times the sum of both
     Kullback-Leibler divergences between the passes (R-Drop, Liang et al. 2021, equations 3 and 4).
     Logits and their gradients are of the autocast type where autocast is on; sums are in float32 or wider.
+
+    Raises:
+        ValueError: there is not one target per row, or `consistency` is asked of an odd number of rows.
     """
     hidden, weight = logits
+    if len(target) != len(hidden):
+        raise ValueError(f"{len(target)} targets for {len(hidden)} rows of logits: pass one target a row.")
+    if consistency and len(hidden) % 2:
+        raise ValueError(f"consistency compares two passes, but {len(hidden)} rows are not two equal halves.")
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
@@ -79,18 +87,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient[torch.arange(len(rows), device=rows.device), labels[:, 0]] -= 1 - smoothing
             hidden_grad[rows] = (gradient @ factor).to(hidden.dtype)
             weight_grad += gradient.T @ inputs
-        mean_logits = hidden.sum(0).double() @ weight.mean(0).double()
+        mean_logits = hidden.sum(0, dtype=torch.float64) @ weight.mean(0, dtype=torch.float64)
         uniform = normalisers - mean_logits
         ctx.save_for_backward(hidden_grad, weight_grad)
         smoothed = (1 - smoothing) * plain + smoothing * uniform + consistency * divergence
-        plain = plain.to(hidden.dtype)
+        result = torch.promote_types(hidden.dtype, torch.float32)
+        plain = plain.to(result)
         ctx.mark_non_differentiable(plain)
-        return smoothed.to(hidden.dtype), plain
+        return smoothed.to(result), plain
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, smoothed_grad: Tensor, plain_grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * smoothed_grad, weight_grad * smoothed_grad, None, None, None, None
+        scale = smoothed_grad.to(hidden_grad.dtype)
+        return hidden_grad * scale, weight_grad * scale, None, None, None, None
 
 
 def _divergence(log_probability: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
+        self.num_heads = num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         check_heads(dim, num_heads, self.num_kv_heads)
         self.width = dim // num_heads
         self.causal, self.dropout = causal, dropout
@@ -69,16 +70,21 @@ class MultiHeadAttention(nn.Module):
         x: Float[Tensor, "batch queries dim"],
         memory: KeysValues | None = None,
         *,
-        mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
+        mask: Bool[Tensor, "*#leading #queries keys"] | None = None,
         cache: "LayerCache | None" = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Attend from `x` to `memory`, or to `x` itself and what the cache holds before it.
 
         Raises:
-            ValueError: both a memory and a cache are given: a memory never grows.
+            ValueError: a memory is given together with a cache, or to a layer with positions: a memory never grows, and
+                its positions are not those of the queries.
         """
         if memory is not None and cache is not None:
             raise ValueError("pass memory (cross-attention) or cache (self-attention), not both: a memory never grows.")
+        if memory is not None and self.position is not None:
+            raise ValueError(
+                "a layer with a position compares places of one sequence: build it without to read a memory."
+            )
         if memory is not None:
             rows = self.rows[0]
             query = self._split(F.linear(x, self.input.weight[:rows], self.input.bias[:rows]))
@@ -139,8 +145,10 @@ def check_heads(dim: int, num_heads: int, num_kv_heads: int) -> None:
     """Refuse a width that the heads cannot share.
 
     Raises:
-        ValueError: `dim` is no multiple of `num_heads`, or `num_heads` none of `num_kv_heads`.
+        ValueError: there are no heads, `dim` is no multiple of `num_heads`, or `num_heads` none of `num_kv_heads`.
     """
+    if num_heads < 1 or num_kv_heads < 1:
+        raise ValueError(f"num_heads={num_heads} and num_kv_heads={num_kv_heads} must both be 1 or more.")
     if dim % num_heads:
         near = min((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - num_heads))
         raise ValueError(

@@ -130,7 +130,13 @@ class RelativeBias(nn.Module):
         return start + torch.where(distance < exact, distance, far)
 
     def forward(self, queries: int, keys: int) -> Float[Tensor, "1 heads queries keys"]:
-        """Return the bias of the last `queries` positions towards all `keys` positions."""
+        """Return the bias of the last `queries` positions towards all `keys` positions.
+
+        Raises:
+            ValueError: there are more queries than keys.
+        """
+        if queries > keys:
+            raise ValueError(f"{queries} queries cannot be the last of {keys} keys: pass the keys of all of them.")
         at = torch.arange(keys, device=self.weight.device)
         distance = at[None, :] - at[keys - queries :, None]
         return self.weight[self.bucket(distance)].permute(2, 0, 1)[None]

@@ -27,8 +27,9 @@ class Factored(NamedTuple):
 class Score(nn.Module):
     """Base of all scores; a subclass writes `forward` and, if it can, `factor`."""
 
-    pair_width: int = 1
-    """Numbers that `forward` holds per pair of query and key; the plain path sizes its chunks of queries by it."""
+    def pair_width(self, query_width: int) -> int:
+        """Count the numbers that `forward` holds per pair of query and key: the plain path sizes its chunks by it."""
+        return 1
 
     def forward(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys key_width"]
@@ -86,10 +87,14 @@ class Additive(Score):
 
     def __init__(self, query_width: int, key_width: int | None = None, *, hidden_dim: int | None = None) -> None:
         super().__init__()
-        self.pair_width = hidden_dim or query_width
-        self.query = nn.Linear(query_width, self.pair_width, bias=False)
-        self.key = nn.Linear(key_width or query_width, self.pair_width, bias=False)
-        self.weight = nn.Linear(self.pair_width, 1, bias=False)
+        self.hidden_dim = hidden_dim or query_width
+        self.query = nn.Linear(query_width, self.hidden_dim, bias=False)
+        self.key = nn.Linear(key_width or query_width, self.hidden_dim, bias=False)
+        self.weight = nn.Linear(self.hidden_dim, 1, bias=False)
+
+    def pair_width(self, query_width: int) -> int:
+        """The hidden features of each pair."""
+        return self.hidden_dim
 
     def forward(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys key_width"]
@@ -102,14 +107,14 @@ class Additive(Score):
 class Bilinear(Score):
     """A learned matrix between query and key, `query W key`; their widths may differ.
 
-    Source: Luong et al. (2015), section 3.1, "general". W starts orthogonal and scaled by 1 / sqrt(key width), so that
-    the scores of a fresh model have the variance of the scaled dot product.
+    Source: Luong et al. (2015), section 3.1, "general". W starts orthogonal and scaled by one over the root
+    of the smaller width, so that the scores of a fresh model have the variance of the scaled dot product.
     """
 
     def __init__(self, query_width: int, key_width: int | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(query_width, key_width or query_width))
-        nn.init.orthogonal_(self.weight, gain=1 / math.sqrt(self.weight.size(1)))
+        nn.init.orthogonal_(self.weight, gain=1 / math.sqrt(min(self.weight.shape)))
 
     def forward(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys key_width"]
@@ -138,7 +143,7 @@ class Cosine(Score):
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys width"]
     ) -> Float[Tensor, "batch heads queries keys"]:
         """Return the cosine over the temperature."""
-        return F.cosine_similarity(query[..., :, None, :], key[..., None, :, :], dim=-1) * self.log_sharpness.exp()
+        return F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).mT * self.log_sharpness.exp()
 
     def factor(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch kv_heads keys width"]
@@ -163,26 +168,32 @@ class GaussianKernel(Score):
     def forward(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys width"]
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """Return the log of the kernel; the same for every shift of queries and keys together."""
-        square = (query[..., :, None, :] - key[..., None, :, :]).square().sum(-1)
+        """Return the log of the kernel, in float32 or wider: squares of 16-bit differences would be too coarse."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        square = (query.to(wide)[..., :, None, :] - key.to(wide)[..., None, :, :]).square().sum(-1)
         return -square / (2 * (2 * self.log_sigma).exp())
+
+    def pair_width(self, query_width: int) -> int:
+        """The difference of each pair."""
+        return query_width
 
     def factor(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch kv_heads keys width"]
     ) -> Factored:
-        """Let the price -|key|^2 / 2 ride in spare features of the keys, against ones in the queries.
+        """Let the price -|key|^2 / (2 sigma^2) ride in spare features of the keys, against ones in the queries.
 
         The price is carried in two parts, of which the second is what the first lost to a 16-bit type; the width is
         filled up to a multiple of 8, which fused kernels want.
         """
-        price = -0.5 * key.to(torch.promote_types(key.dtype, torch.float32)).square().sum(-1, keepdim=True)
+        wide = torch.promote_types(key.dtype, torch.float32)
+        precision = (-2 * self.log_sigma).exp()
+        price = -0.5 * precision * key.to(wide).square().sum(-1, keepdim=True)
         high = price.to(key.dtype)
         low = (price - high).to(key.dtype)
         spare = -(query.size(-1) + 2) % 8
         ones = F.pad(query.new_ones(*query.shape[:-1], 2), (0, spare))
-        precision = (-2 * self.log_sigma).exp()
         return Factored(
-            (torch.cat([query, ones], -1) * precision).to(query.dtype),
+            torch.cat([(query * precision).to(query.dtype), ones], -1),
             F.pad(torch.cat([key, high, low], -1), (0, spare)),
         )
 

@@ -220,7 +220,8 @@ def test_under_bfloat16_autocast_it_follows_float32(score, position):
         assert ((other - expected[0]).norm() / expected[0].norm()).item() < 0.1
     grads, expected_grads = (torch.cat([g.flatten() for g in made[1:] if g is not None]) for made in (narrow, expected))
     assert grads.dtype == torch.float32
-    assert ((grads - expected_grads).norm() / expected_grads.norm()).item() < 0.2
+    bound = 0.5 if score == "cosine" else 0.1  # a temperature of 0.1 multiplies every rounding by ten
+    assert ((grads - expected_grads).norm() / expected_grads.norm()).item() < bound
 
 
 def test_two_decodings_of_one_memory_do_not_meet(decoder):

@@ -147,7 +147,7 @@ def test_the_sum_over_hidden_states_in_bfloat16_is_not_rounded_to_bfloat16():
     hidden, weight, target = example(301, torch.bfloat16)
     ours = linear_cross_entropy(FactoredLogits(hidden, weight), target)
     expected = F.cross_entropy((hidden @ weight.T).float(), target, reduction="sum")
-    assert_close(ours.plain.float(), expected.detach(), rtol=1e-5, atol=0)
+    assert_close(ours.plain.float(), expected.detach(), rtol=1e-4, atol=0)  # bfloat16 would be off by 2e-3
 
 
 def test_large_logits_stay_finite():

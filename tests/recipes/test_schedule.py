@@ -63,5 +63,3 @@ def test_warmup_rises_linearly_to_the_peak_whatever_follows(schedule):
 @pytest.mark.parametrize("schedule", ["inverse_sqrt", "cosine", "linear", "constant", "noam"])
 def test_a_warmup_of_one_update_begins_at_the_peak(schedule):
     assert rates(schedule=schedule, peak=2.0, warmup=1)[0] == pytest.approx(2.0)
-
-

@@ -1,0 +1,449 @@
+"""What the loop promises of every task, shown with the toy one."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import children
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from recipes import checkpoint, reverse
+from recipes.config import launch, write_config
+from recipes.loop import TrainConfig, build, evaluate, open_run, train
+from recipes.reverse import PAD, Recipe, Reverse, Strings
+from recipes.schedule import learning_rate
+from recipes.state import MovingAverage
+from tasks.errors import InputError
+from transformer_core import BlockConfig
+
+REPOSITORY = Path(__file__).parents[2]
+BLOCK = BlockConfig(dim=8, num_heads=2, hidden_dim=12, dropout=0.2)
+# 7 micro-batches of training strings and 3 of 17 validation strings; the last of each is small.
+STRINGS = Strings(longest=5, train=51, valid=17, batch=8)
+CONFIG = TrainConfig(steps=7, accumulate=3, lr=0.01, warmup=2, clip=0, monitor="exact", maximize=True)
+CONFIG = replace(CONFIG, evaluate_every=3, save_every=1, keep_last=20, log_every=1, threads=1, tensorboard=False)
+
+
+@pytest.fixture(autouse=True)
+def one_process_on_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(True)
+
+
+class Toy:
+    """A run of the toy task: its settings, and what it leaves in its folder."""
+
+    def __init__(self, out: Path, strings: Strings = STRINGS, block: BlockConfig = BLOCK, **changes) -> None:
+        self.out = out
+        self.config = replace(CONFIG, out=str(out), **changes)
+        self.recipe = Recipe(data=strings, block=block, depth=1, train=self.config)
+
+    def train(self, task: Reverse | None = None) -> "Toy":
+        self.run = train(task or Reverse(self.recipe.data, self.recipe.block, 1), self.config, self.recipe)
+        return self
+
+    def settings(self) -> list[str]:
+        out = self.out.with_name(f"{self.out.name}.yaml")
+        write_config(self.recipe, out)
+        return [f"--config={out}"]
+
+    def fork(self, *changes, ranks: int = 1) -> children.Ended:
+        return children.run("recipes.reverse", self.settings(), self.out.with_suffix(".log"), *changes, ranks=ranks)
+
+    def metrics(self, name: str) -> dict[int, float]:
+        lines = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line[name] for line in lines if name in line}
+
+    def saved(self, step: int, kind: str = "model") -> dict[str, Tensor]:
+        return checkpoint.load(self.out / "checkpoints" / f"step-{step:08d}").tensors[kind]
+
+    def gradient(self) -> dict[str, Tensor]:
+        """Return the gradient of the first update, of which Adam's first moment is a share."""
+        first, share = self.saved(1, "optimizer"), 1 - self.config.betas[0]
+        return {name: value / share for name, value in first.items() if name.endswith("exp_avg")}
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in (self.out / "checkpoints").glob("step-*"))
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    scale = max(float(value.abs().max()) for value in b.values())
+    return max(float((a[name] - b[name]).abs().max()) for name in a) / scale
+
+
+# One process and many
+
+
+def one_update(out: Path, ranks: int, *changes) -> dict[str, Tensor]:
+    toy = Toy(out, replace(STRINGS, train=61), steps=1, accumulate=8, warmup=1)
+    ended = toy.fork(*changes, ranks=ranks)
+    assert ended.codes == [0] * ranks, ended.text
+    return toy.gradient()
+
+
+def divide_by_own_targets() -> None:
+    """Break the loop: each rank divides by what it counted itself."""
+    Accelerator.reduce = lambda accelerator, tensor, how: tensor * accelerator.num_processes
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_window_has_the_same_gradient_however_it_is_split(tmp_path, alone, ranks):
+    assert largest_difference(one_update(tmp_path / "run", ranks), alone) < 1e-6
+
+
+def test_a_mean_of_means_would_be_noticed(tmp_path, alone):
+    assert largest_difference(one_update(tmp_path / "run", 4, divide_by_own_targets), alone) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, Tensor]:
+    return one_update(tmp_path_factory.mktemp("alone") / "run", 1)
+
+
+def test_the_gradient_of_an_update_is_that_of_the_mean_over_all_its_targets(tmp_path):
+    toy = Toy(tmp_path, block=replace(BLOCK, dropout=0.0), steps=1, warmup=1).train()
+    task = Reverse(STRINGS, BLOCK, 1)
+    torch.manual_seed(toy.config.seed)
+    model = Reverse(STRINGS, replace(BLOCK, dropout=0.0), 1).build()
+    batch = task.batch("train", range(24), 0)
+    F.cross_entropy(model(batch.source, batch.target).mT, batch.labels, ignore_index=PAD).backward()
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() <= 1]
+    expected = {f"state.{i}.exp_avg": weight.grad for i, weight in enumerate([*matrices, *others])}
+    assert largest_difference(toy.gradient(), expected) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Toy, Toy]:
+    """Return the same run in one process and, through the launcher, in two: windows of 3, 3 and 1 micro-batches."""
+    root = tmp_path_factory.mktemp("pair")
+    one, two = Toy(root / "one", ema=0.7), Toy(root / "two", ema=0.7)
+    ended = one.fork(partial(write_outputs, root / "one.outputs"))
+    assert ended.codes == [0], ended.text
+    flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    flags += "--num_cpu_threads_per_process 1 --main_process_port 0 -m recipes.reverse".split()
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *flags, *two.settings()],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return one, two
+
+
+def test_two_processes_have_the_loss_curve_of_one(pair):
+    one, two = pair
+    losses, others = one.metrics("train/loss"), two.metrics("train/loss")
+    assert list(losses) == list(others) == list(range(1, 8))
+    assert max(abs(losses[step] / others[step] - 1) for step in losses) < 1e-5
+    assert two.metrics("train/grad_norm") == pytest.approx(one.metrics("train/grad_norm"), rel=1e-4)
+    assert two.metrics("train/epoch") == one.metrics("train/epoch")
+
+
+@pytest.mark.parametrize("kind", ["model", "ema"])
+def test_two_processes_end_near_the_weights_of_one(pair, kind):
+    one, two = pair
+    assert largest_difference(two.saved(7, kind), one.saved(7, kind)) < 1e-4
+
+
+def test_the_rate_follows_the_schedule_of_updates_on_any_number_of_processes(pair):
+    expected = {
+        step: learning_rate(step, schedule="inverse_sqrt", peak=0.01, warmup=2, steps=7) for step in range(1, 8)
+    }
+    assert pair[0].metrics("train/lr") == pair[1].metrics("train/lr") == expected
+
+
+def test_two_processes_score_every_example_once_and_the_same(pair):
+    one, two = pair
+    assert one.metrics("valid/exact") == two.metrics("valid/exact") and list(one.metrics("valid/exact")) == [3, 6, 7]
+    reports = [json.loads((toy.out / "report.json").read_text()) for toy in pair]
+    assert reports[0] == reports[1]
+
+
+# Evaluation
+
+
+def write_outputs(path: Path) -> None:
+    """Write the outputs of each evaluation before they are scored."""
+    original = Reverse.measure
+
+    def measure(self: Reverse, split: str, outputs: Sequence[list[int]]) -> dict[str, float]:
+        with path.open("a") as file:
+            file.write(json.dumps(list(outputs)) + "\n")
+        return original(self, split, outputs)
+
+    Reverse.measure = measure
+
+
+@pytest.mark.parametrize("count", [17, 1])
+def test_evaluation_gathers_each_output_once_and_in_order(tmp_path, count):
+    said = []
+    for ranks in (1, 2):
+        toy = Toy(tmp_path / str(ranks), replace(STRINGS, valid=count), steps=1, warmup=1)
+        outputs = tmp_path / f"{ranks}.outputs"
+        ended = toy.fork(partial(write_outputs, outputs), ranks=ranks)
+        assert ended.codes == [0] * ranks, ended.text
+        said.append([json.loads(line) for line in outputs.read_text().splitlines()])
+    assert said[0] == said[1] and {len(outputs) for outputs in said[0]} == {count}
+    assert len({str(output) for output in said[0][0]}) > 1 or count == 1
+
+
+class Careless(Reverse):
+    """Loses or repeats an example, in its plan or in its outputs."""
+
+    fault = ""
+
+    def plan(self, split, epoch):
+        plan = [list(rows) for rows in super().plan(split, epoch)]
+        return {"plan loses": [plan[0][:3] + plan[0][4:], *plan[1:]], "plan repeats": [plan[0], *plan]}.get(
+            self.fault, plan
+        )
+
+    def predict(self, split, model, batch):
+        said = super().predict(split, model, batch)
+        return {"loses": said[1:], "repeats": [*said, said[0]], "swaps": [*said[1:], said[1]]}.get(self.fault, said)
+
+
+@pytest.mark.parametrize("fault", ["loses", "repeats", "swaps", "plan loses", "plan repeats"])
+def test_a_lost_or_repeated_example_is_an_error(fault):
+    task = Careless(STRINGS, BLOCK, 1)
+    model = task.build()
+    evaluate(task, model, "valid", Accelerator())
+    task.fault = fault
+    with pytest.raises(RuntimeError, match="of valid"):
+        evaluate(task, model, "valid", Accelerator())
+
+
+def test_evaluation_drops_nothing_out_and_leaves_the_model_in_the_mode_it_came_in():
+    block = replace(BLOCK, dropout=0.5)
+    task = Reverse(replace(STRINGS, valid=40), block, 1)
+    model, seen = task.build(), []
+    task.measure = lambda split, outputs: seen.append(list(outputs)) or {}
+    for training in (True, False):
+        model.train(training)
+        evaluate(task, model, "valid", Accelerator())
+        assert all(module.training is training for module in model.modules())
+    assert seen[0] == seen[1] and len(seen[0]) == 40
+    # The same in training mode: were dropout on, this test would notice.
+    model.eval = lambda: model.train()
+    evaluate(task, model, "valid", Accelerator())
+    assert seen[2] != seen[0]
+
+
+def test_training_goes_on_after_validation_as_if_there_had_been_none(tmp_path):
+    often = Toy(tmp_path / "often", evaluate_every=1, ema=0.5).train()
+    never = Toy(tmp_path / "never", evaluate_every=7, ema=0.5).train()
+    assert often.metrics("train/loss") == never.metrics("train/loss")
+    assert_close(often.saved(7), never.saved(7), rtol=0, atol=0)
+    assert often.steps() == never.steps() == list(range(1, 8))
+
+
+# The optimizer
+
+
+def test_only_matrices_decay(tmp_path):
+    config = replace(CONFIG, weight_decay=0.1)
+    task = Reverse(STRINGS, BLOCK, 1)
+    state, _ = build(task, config, Accelerator())
+    decay = {id(weight): group["weight_decay"] for group in state.optimizer.param_groups for weight in group["params"]}
+    norms = [module for module in state.model.modules() if isinstance(module, nn.LayerNorm)]
+    spared = {id(weight) for module in norms for weight in module.parameters()}
+    spared |= {id(weight) for name, weight in state.model.named_parameters() if name.endswith("bias")}
+    assert len(norms) > 4 and len(decay) == len(list(state.model.parameters()))
+    for name, weight in state.model.named_parameters():
+        assert decay[id(weight)] == (0 if id(weight) in spared else 0.1), name
+
+
+@pytest.mark.parametrize("clip", [0.01, 0])
+def test_the_gradient_of_an_update_is_clipped_to_its_norm(tmp_path, clip):
+    toy = Toy(tmp_path, steps=1, warmup=1, clip=clip).train()
+    reached = torch.cat([gradient.flatten() for gradient in toy.gradient().values()]).norm()
+    told = toy.metrics("train/grad_norm")[1]
+    assert told > 0.1 and float(reached) == pytest.approx(clip or told, rel=1e-4)
+
+
+def test_the_moving_average_is_the_recursion_it_says(tmp_path):
+    toy = Toy(tmp_path, ema=0.3).train()
+    torch.manual_seed(toy.config.seed)
+    expected = {name: value.tolist() for name, value in Reverse(STRINGS, BLOCK, 1).build().named_parameters()}
+    for step in range(1, 8):
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, value in toy.saved(step).items():
+            expected[name] = _mix(decay, expected[name], value.tolist())
+        average = {name: torch.tensor(value) for name, value in expected.items()}
+        assert_close(toy.saved(step, "ema"), average, rtol=1e-5, atol=1e-6)
+
+
+def _mix(decay: float, old: list | float, new: list | float) -> list | float:
+    if isinstance(old, list):
+        return [_mix(decay, *values) for values in zip(old, new, strict=True)]
+    return decay * old + (1 - decay) * new
+
+
+def test_the_moving_average_is_lent_to_the_model_and_taken_back():
+    model = nn.Linear(3, 2)
+    average, own = MovingAverage(model, 0.9), model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    with pytest.raises(ZeroDivisionError), average.applied(model):
+        assert_close(model.weight.detach(), own, rtol=0, atol=0)
+        _ = 1 / 0
+    assert_close(model.weight.detach(), own + 1, rtol=0, atol=0)
+
+
+# Gradients that are not finite
+
+
+def test_all_ranks_leave_out_an_update_that_is_not_finite_on_one_and_go_on(tmp_path):
+    toy = Toy(tmp_path / "run", accumulate=2, ema=0.5)
+    ended = toy.fork(partial(children.change_losses, children.not_a_number, calls=[3], rank=1), ranks=2)
+    assert ended.codes == [0, 0], ended.text
+    for kind in ("model", "optimizer"):
+        assert_close(toy.saved(3, kind), toy.saved(2, kind), rtol=0, atol=0)
+        assert not torch.equal(*[next(iter(toy.saved(step, kind).values())) for step in (3, 4)])
+    assert toy.metrics("train/skipped") == {1: 0, 2: 0, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1}
+    assert math.isnan(toy.metrics("train/grad_norm")[3]) and math.isfinite(toy.metrics("train/loss")[7])
+    assert all(
+        value.isfinite().all() for kind in ("model", "ema", "optimizer") for value in toy.saved(7, kind).values()
+    )
+
+
+def test_too_many_updates_that_are_not_finite_end_the_run_with_the_examples_of_the_last(tmp_path):
+    toy = Toy(tmp_path / "run", accumulate=1, max_skipped=1, log_every=4, save_every=2, evaluate_every=7)
+    ended = toy.fork(partial(children.change_losses, children.not_a_number, calls=[3, 4]))
+    assert ended.codes == [2]
+    (line,) = [line for line in ended.text.splitlines() if line.startswith("error")]
+    assert "2 updates had a gradient that is not finite, more than --train.max_skipped 1" in line
+    assert f"update 4, was made of the training examples {list(range(24, 32))}" in line
+    assert toy.steps() == [2] and all(value.isfinite().all() for value in toy.saved(2).values())
+
+
+# Checkpoints and the run folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"keep_last": 1, "keep_best": 1}, [4, 11]),
+        ({"keep_last": 3, "keep_best": 1}, [4, 9, 10, 11]),
+        ({"keep_last": 1, "keep_best": 2}, [4, 8, 11]),
+        ({"keep_last": 1, "keep_best": 1, "keep_every": 5}, [4, 5, 10, 11]),
+    ],
+)
+def test_the_last_the_best_and_each_so_manyth_checkpoint_stay(tmp_path, settings, kept):
+    toy = Toy(tmp_path, steps=11, evaluate_every=2, **settings).train(Scripted({2: 0.1, 4: 0.9, 6: 0.2, 8: 0.5}))
+    assert toy.steps() == kept
+
+
+class Scripted(Reverse):
+    """Scores what it is told to, one validation after the other."""
+
+    def __init__(self, scores: dict[int, float]) -> None:
+        super().__init__(STRINGS, BLOCK, 1)
+        self.scores = iter(scores.values())
+
+    def measure(self, split, outputs):
+        return {"exact": next(self.scores, 0.0)}
+
+
+def test_training_stops_after_so_many_validations_without_a_better_one_and_stays_stopped(tmp_path):
+    scores = {1: 0.1, 2: 0.5, 3: 0.3, 4: 0.6, 5: 0.6, 6: 0.2, 7: 0.9}
+    toy = Toy(tmp_path, evaluate_every=1, patience=2).train(Scripted(scores))
+    assert toy.steps() == [1, 2, 3, 4, 5, 6] and toy.run.state.progress.best == [(0.6, 4)]
+    assert Toy(tmp_path, evaluate_every=1, patience=2).train(Scripted({})).run.state.progress.step == 6
+
+
+def test_more_patience_continues_a_run_that_stopped_early(tmp_path):
+    Toy(tmp_path, evaluate_every=1, patience=1).train(Scripted({1: 0.5, 2: 0.4}))
+    assert Toy(tmp_path, evaluate_every=1, patience=3).train(Scripted({3: 0.3, 4: 0.6})).steps()[-1] == 7
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_folder_of_another_configuration_is_refused_and_not_touched(tmp_path, capsys):
+    Toy(tmp_path / "run").train()
+    before = contents(tmp_path / "run")
+    other = Toy(tmp_path / "run", replace(STRINGS, longest=4), lr=0.02, steps=9)
+    with pytest.raises(SystemExit) as left:
+        launch(Recipe, reverse.main, other.settings())
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert left.value.code == 2
+    assert "data.longest: 5 in the run, 4 asked for" in line and "train.lr: 0.01 in the run, 0.02 asked for" in line
+    assert "train.steps" not in line and "choose another --train.out" in line
+    assert contents(tmp_path / "run") == before
+
+
+def test_only_what_may_change_is_changed_in_the_kept_configuration(tmp_path):
+    Toy(tmp_path, steps=2).train()
+    assert Toy(tmp_path, steps=4, workers=0, log_every=2).train().steps() == [1, 2, 3, 4]
+    assert "steps: 4" in (tmp_path / "recipe.yaml").read_text()
+
+
+def test_checkpoints_without_a_configuration_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match=r"has checkpoints but no recipe\.yaml: choose another --train\.out"):
+        open_run(tmp_path, Recipe())
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(Reverse, "prepare", lambda task, folder: pytest.fail("the task began to work"))
+    with pytest.raises(SystemExit) as left:
+        launch(Recipe, reverse.main, [f"--train.out={tmp_path / 'file' / 'run'}"])
+    assert left.value.code == 2 and "cannot be written to" in capsys.readouterr().err
+
+
+def test_a_metric_to_monitor_that_is_not_reported_is_named_with_those_that_are(tmp_path):
+    with pytest.raises(InputError, match="--train.monitor bleu is not reported: choose among exact"):
+        Toy(tmp_path, monitor="bleu", evaluate_every=1).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "--train.steps 0: choose 1 or more"),
+        ({"warmup": 8}, "--train.warmup 8 is longer than --train.steps 7"),
+        ({"average": 3, "keep_last": 2}, "--train.average 3 needs as many checkpoints, and --train.keep_last 2"),
+        ({"average": 3, "average_of": "best"}, "--train.keep_best 1 keeps fewer"),
+        ({"ema": 1.0}, "--train.ema 1.0 is a decay"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **settings)
+
+
+def test_tensorboard_is_written_beside_the_metrics(tmp_path):
+    Toy(tmp_path, steps=1, warmup=1, tensorboard=True).train()
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_losses_of_a_plain_one(tmp_path):
+    block = replace(BLOCK, dropout=0.0)
+    plain = Toy(tmp_path / "plain", block=block, steps=3, evaluate_every=2).train()
+    compiled = Toy(tmp_path / "compiled", block=block, steps=3, evaluate_every=2, compile=True)
+    ended = compiled.fork()
+    assert ended.codes == [0], ended.text
+    assert compiled.metrics("train/loss") == pytest.approx(plain.metrics("train/loss"), rel=1e-5)
+    assert compiled.saved(3).keys() == plain.saved(3).keys()
+    assert largest_difference(compiled.saved(3), plain.saved(3)) < 1e-3
