@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from recipes import checkpoint
 from recipes.config import launch
 from recipes.state import CHECKPOINTS, mean_weights
 from tasks.errors import InputError
@@ -34,9 +35,11 @@ def main(recipe: Recipe) -> None:
         raise InputError(f"{recipe.run} has no {CHECKPOINTS}/step-*: name the run folder of a training recipe.")
     if not 1 <= recipe.last <= len(paths):
         raise InputError(f"{recipe.run} has {len(paths)} checkpoints: choose --last from 1 to {len(paths)}.")
-    weights = mean_weights(paths[-recipe.last :])
+    weights, newest = mean_weights(paths[-recipe.last :]), checkpoint.load(paths[-1]).tensors["model"]
+    # Tied weights have several names, and a file of weights holds them under one.
+    names = {tensor.data_ptr(): name for name, tensor in newest.items()}.values()
     try:
-        save_file(weights, recipe.output)
+        save_file({name: weights[name] for name in names}, recipe.output)
     except (OSError, SafetensorError) as error:
         raise InputError(f"--output {recipe.output}: cannot be written ({error}).") from error
 

@@ -20,8 +20,8 @@ from tasks.errors import InputError
 Recipe = TypeVar("Recipe")
 
 
-def read(recipe_class: type[Recipe], argv: Sequence[str] | None = None) -> Recipe:
-    """Fill a recipe from the command line, `sys.argv` unless `argv` is given.
+def read(recipe_class: type[Recipe], argv: Sequence[str] | None = None, *, default: Recipe | None = None) -> Recipe:
+    """Fill a recipe from the command line, `sys.argv` unless `argv` is given; `default` holds what is not given there.
 
     Fields of the recipe without a default may also be given by position. `--help` prints every field and leaves.
     Raises InputError: one line with everything that cannot be used.
@@ -32,14 +32,22 @@ def read(recipe_class: type[Recipe], argv: Sequence[str] | None = None) -> Recip
         raise SystemExit(0)
     settings = Settings(recipe_class)
     settings.take_arguments(arguments)
-    recipe = settings.build()
+    recipe = settings.build(default)
     if settings.problems:
         raise InputError("; ".join(_one_line(problem).rstrip(".") for problem in settings.problems))
     return recipe
 
 
-def launch(recipe_class: type[Recipe], main: Callable[[Recipe], None], argv: Sequence[str] | None = None) -> None:
+def launch(
+    recipe_class: type[Recipe],
+    main: Callable[[Recipe], None],
+    argv: Sequence[str] | None = None,
+    *,
+    defaults: Callable[[Recipe], Recipe] | None = None,
+) -> None:
     """Read a recipe and run `main` on it; on InputError print one line and leave with exit code 2.
+
+    `defaults` makes, of the recipe as read, the one whose settings hold where nothing is given: those of a run, say.
 
     All processes of a launch read the same configuration, so only the first of a machine reports it. What `main` finds
     may have been seen by one process alone, so each reports it, all but the first with their rank.
@@ -47,6 +55,8 @@ def launch(recipe_class: type[Recipe], main: Callable[[Recipe], None], argv: Seq
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         recipe = read(recipe_class, argv)
+        if defaults is not None:
+            recipe = read(recipe_class, argv, default=defaults(recipe))
     except InputError as error:
         if not first:
             time.sleep(10)  # a launcher ends all processes when one leaves: let the first one speak

@@ -38,13 +38,13 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
     lines: dict[str, list[str]] = {}
     weights = candidates(run, config)
     for name, tensors in weights.items():
-        state.model.load_state_dict(tensors, strict=False)
+        state.model.load_state_dict(tensors)
         results[name] = {}
         for split in splits:
             results[name][split], lines[name] = evaluate(task, state.model, split, accelerator)
-    sign = 1 if config.maximize else -1
+    sign = -1 if config.monitor in task.falling else 1
     chosen = max(results, key=lambda name: sign * results[name][splits[0]][config.monitor])
-    state.model.load_state_dict(weights[chosen], strict=False)
+    state.model.load_state_dict(weights[chosen])
     accelerator.end_training()
     if not accelerator.is_main_process:
         return

@@ -28,11 +28,20 @@ from recipes.tracking import Display, JsonLines, console, number
 from tasks.errors import InputError
 from tasks.task import Split, Task
 
-MAY_CHANGE = [
-    f"train.{name}"
-    for name in ("steps", "log_every", "evaluate_every", "save_every", "patience", "workers", "threads", "tensorboard")
-]
-"""Settings that a run may be continued with although they differ from those it began with."""
+MAY_CHANGE = (
+    "out",
+    "steps",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+    "patience",
+    "workers",
+    "threads",
+    "tensorboard",
+)
+"""Settings of training that a run may be continued with although they differ from those it began with."""
+NOT_TRAINING = ("expected.", "scores.", "search.", "data.folder")
+"""Beginnings of further settings that change nothing in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +78,6 @@ class TrainConfig:
     """Updates between validations."""
     monitor: str = "loss"
     """Metric of the validation that chooses the best checkpoint: loss, bleu, chrf2, or what else the task reports."""
-    maximize: bool = False
-    """Whether more of `monitor` is better."""
     patience: int = 0
     """Validations without a better one after which training stops; 0 never stops early."""
     save_every: int = 1_000
@@ -104,6 +111,19 @@ class TrainConfig:
         for name in ("steps", "accumulate", "evaluate_every", "save_every", "keep_last", "keep_best", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--train.{name} {getattr(self, name)}: choose 1 or more.")
+        for name in (
+            "lr",
+            "warmup",
+            "clip",
+            "weight_decay",
+            "average",
+            "patience",
+            "workers",
+            "threads",
+            "max_skipped",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--train.{name} {getattr(self, name)}: choose 0 or more.")
         if self.warmup > self.steps:
             raise ValueError(f"--train.warmup {self.warmup} is longer than --train.steps {self.steps}: lower it.")
         kept = self.keep_last if self.average_of == "last" else self.keep_best
@@ -133,7 +153,7 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     open_run(folder, recipe)
     accelerator = start(config, folder, task)
     state, model = build(task, config, accelerator)
-    resume(state, folder, accelerator)
+    resume(state, folder, config, accelerator)
     progress = state.progress
     trackers(accelerator, config, recipe, progress.step)
     display = Display(steps=config.steps, done=progress.step, main=accelerator.is_main_process)
@@ -191,7 +211,14 @@ def open_run(folder: Path, recipe: Any) -> None:
     kept = folder / "recipe.yaml"
     with FileLock(folder / ".lock"):
         if kept.exists():
-            differences = describe_difference(load_config(type(recipe), kept), recipe, ignore=MAY_CHANGE)
+            ignored = [key for key in flatten(recipe) if key.startswith(NOT_TRAINING)]
+            ignored += [f"train.{name}" for name in MAY_CHANGE]
+            differences = describe_difference(load_config(type(recipe), kept), recipe, ignore=ignored)
+            if differences and not any((folder / CHECKPOINTS).glob("step-*")):
+                raise InputError(
+                    f"{folder} was begun with another configuration ({'; '.join(differences)}) and has no "
+                    "checkpoint yet: remove the folder to start afresh."
+                )
             if differences:
                 raise InputError(
                     f"{folder} belongs to a run of another configuration ({'; '.join(differences)}): "
@@ -211,6 +238,7 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
         project_dir=folder,
     )
     check_launch(accelerator.num_processes)
+    check_sharing(accelerator, config)
     # A lock instead of a barrier: preparing may take longer than process groups are willing to wait.
     with FileLock(folder / ".lock"):
         task.prepare(folder)
@@ -219,6 +247,20 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
         for table in task.tables():
             console().print(table)
     return accelerator
+
+
+def check_sharing(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Refuse processes that would have nothing to do, and kinds of wrapping that the checkpoints do not know."""
+    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise InputError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, which is not supported: launch with "
+            "--multi_gpu, or on one process."
+        )
+    if accelerator.num_processes > config.accumulate:
+        raise InputError(
+            f"{accelerator.num_processes} processes share the --train.accumulate {config.accumulate} micro-batches of "
+            f"an update: give --train.accumulate {accelerator.num_processes} or a multiple, so that each has work."
+        )
 
 
 def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tuple[State, nn.Module]:
@@ -235,7 +277,7 @@ def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tup
     return State(bare, optimizer, average), accelerator.prepare_model(model)
 
 
-def resume(state: State, folder: Path, accelerator: Accelerator) -> None:
+def resume(state: State, folder: Path, config: TrainConfig, accelerator: Accelerator) -> None:
     """Continue from the newest whole checkpoint, chosen by the main process for all."""
     chosen: list[Path | None] = [None]
     if accelerator.is_main_process:
@@ -243,6 +285,7 @@ def resume(state: State, folder: Path, accelerator: Accelerator) -> None:
     broadcast_object_list(chosen)
     if chosen[0] is not None:
         state.load(chosen[0])
+        state.progress.stopped_early = bool(config.patience) and state.progress.stale >= config.patience
 
 
 def trackers(accelerator: Accelerator, config: TrainConfig, recipe: Any, step: int) -> None:
@@ -250,7 +293,9 @@ def trackers(accelerator: Accelerator, config: TrainConfig, recipe: Any, step: i
     if accelerator.is_main_process:
         jsonl = JsonLines(Path(config.out) / "metrics.jsonl", step)
         accelerator.log_with = [jsonl, *(["tensorboard"] if config.tensorboard else [])]
-    accelerator.init_trackers("tensorboard", as_scalars(flatten(recipe)))
+    accelerator.init_trackers(
+        "tensorboard", as_scalars(flatten(recipe)), init_kwargs={"tensorboard": {"purge_step": step + 1}}
+    )
 
 
 def rate(config: TrainConfig, step: int) -> float:
@@ -270,15 +315,16 @@ def update(
     """Make one update from this process's share of a window; nothing here waits for the device."""
     step, world = state.progress.step + 1, accelerator.num_processes
     own = sum(item.targets for item in window)
-    targets = torch.tensor(float(own), device=accelerator.device)
+    targets = torch.full((), float(own), device=accelerator.device)  # torch.tensor would wait for the device
     if world > 1:
         targets = cast(torch.Tensor, accelerator.reduce(targets, "sum"))
     targets = targets.clamp(min=1.0)
     model.train()
     for item in window:
         torch.manual_seed(derived_seed(config.seed, step, item.key.place))
-        with nullcontext() if item.key.last else accelerator.no_sync(model), accelerator.autocast():
-            loss = task.loss(model, send_to_device(item.batch, accelerator.device, non_blocking=True))
+        with nullcontext() if item.key.last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                loss = task.loss(model, send_to_device(item.batch, accelerator.device, non_blocking=True))
             # Wrapping averages the gradients over the processes, and they are to be summed.
             accelerator.backward(loss.total * (world / targets if item.key.real else 0.0))
         meter.add({"loss": loss.total.detach(), **loss.report}, counts=item.key.real)
@@ -305,7 +351,7 @@ def validate(task: Task[Any], state: State, config: TrainConfig, accelerator: Ac
         metrics, lines = evaluate(task, state.model, "valid", accelerator)
     if config.monitor not in metrics:
         raise InputError(f"--train.monitor {config.monitor} is not reported: choose among {', '.join(metrics)}.")
-    score = metrics[config.monitor] * (1 if config.maximize else -1)
+    score = metrics[config.monitor] * (-1 if config.monitor in task.falling else 1)
     improved = not progress.best or score > progress.best[0][0]
     progress.stale = 0 if improved else progress.stale + 1
     progress.best = sorted([*progress.best, (score, progress.step)], key=lambda pair: -pair[0])[: config.keep_best]

@@ -1,5 +1,6 @@
 """The metrics of training between two reports."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ class Meter:
     def report(self, stop: bool, max_skipped: int, progress: Progress) -> tuple[dict[str, float], bool]:
         """Return the metrics of the interval over all processes, and whether any of them was asked to stop.
 
+        What is not finite because of an update that was left out is not reported.
+
         Raises InputError where too many updates were left out, naming the examples of the last one.
         """
         names = sorted(self.sums)
@@ -69,9 +72,10 @@ class Meter:
                 f"{self.rows[broken[-1]][:20]}: lower --train.lr or look at them."
             )
         finite = norms[norms.isfinite()]
-        values = {f"train/{name}": total / max(1, targets) for name, total in zip(names, totals, strict=True)}
+        means = {f"train/{name}": total / max(1, targets) for name, total in zip(names, totals, strict=True)}
+        values = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         values |= {
-            "train/grad_norm": float(finite.mean()) if len(finite) else float("nan"),
+            **({"train/grad_norm": float(finite.mean())} if len(finite) else {}),
             "train/tokens_per_second": targets / elapsed,
             "train/waiting": waited / self.accelerator.num_processes,
             "train/skipped": progress.skipped,

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from itertools import pairwise
 from types import FrameType
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import torch
 
 from tasks.errors import InputError
 
-TWO_PROCESSES = (
+LAUNCH_ON_CPUS = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {count} --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0 -m {module}"
 )
@@ -31,7 +32,7 @@ def check_launch(started: int) -> None:
     module = spec.name if spec is not None else sys.argv[0]
     raise InputError(
         f"the launch asked for {asked} processes and {started} work together: on CPUs start them with "
-        f"`{TWO_PROCESSES.format(count=asked, module=module)}`, on GPUs ask for no more than there are."
+        f"`{LAUNCH_ON_CPUS.format(count=asked, module=module)}`, on GPUs ask for no more than there are."
     )
 
 
@@ -42,7 +43,8 @@ def use_machine(threads: int) -> int:
     soon as they are free and faults them in again at the next step, which costs up to a third of a training step.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // local))
     try:
         libc = ctypes.CDLL("libc.so.6")
         trim_threshold, mmap_threshold = -1, -3
@@ -61,7 +63,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         self.asked = False
-        self._parent = os.getppid()
+        # A process of its own outlives the shell that started it; one that was launched ends with its launcher.
+        self._launched, self._parent = "LOCAL_RANK" in os.environ or bool(_launcher()), os.getppid()
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -70,23 +73,37 @@ class StopRequest:
             signal.signal(number, handler)
 
     def __bool__(self) -> bool:
-        return self.asked or os.getppid() != self._parent
+        return self.asked or (self._launched and os.getppid() != self._parent)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        if number == signal.SIGINT:  # who presses Ctrl-C twice does not want to wait
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+
+
+def _launcher() -> list[str]:
+    """Return the command line of the `accelerate launch` that started this process; nothing where none did."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+    return words if any(os.path.basename(word).startswith("accelerate") for word in words[:3]) else []
 
 
 def _asked_of_accelerate() -> int:
     """Read the number of processes from the command line of `accelerate launch`, which passes it on in no variable."""
-    try:
-        words = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return 1
-    if not any(os.path.basename(word).startswith("accelerate") for word in words[:3]):
-        return 1
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*_launcher(), ""]):
         name, _, value = word.partition("=")
         if name.replace("-", "_") in ("__num_processes", "_n"):
             number = value or following
             return int(number) if number.isdigit() else 1
     return 1
+
+
+def _launcher() -> list[str]:
+    """Return the command line of the parent where that is `accelerate launch`, else nothing."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+    return words if any(os.path.basename(word).startswith("accelerate") for word in words[:3]) else []

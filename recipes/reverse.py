@@ -175,7 +175,7 @@ class Recipe:
     """Blocks of the encoder, and of the decoder."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            out="runs/reverse", steps=1_000, lr=4e-3, warmup=100, schedule="cosine", monitor="exact", maximize=True
+            out="runs/reverse", steps=1_000, lr=4e-3, warmup=100, schedule="cosine", monitor="exact"
         )
     )
 

@@ -31,10 +31,7 @@ def load(run: str | Path, *, weights: Sequence[str | Path] = (), search: SearchC
     `weights` are .safetensors files or checkpoint folders instead of the final model; several make an ensemble.
     Raises InputError where the folder is not a finished run.
     """
-    folder = Path(run)
-    if not (folder / "recipe.yaml").exists():
-        raise InputError(f"{folder} is no run folder: it has no recipe.yaml. Train first, or name another folder.")
-    recipe = load_config(Recipe, folder / "recipe.yaml")
+    folder, recipe = Path(run), recipe_of(run)
     source, target = saved_vocabularies(recipe.data, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = []
@@ -45,9 +42,18 @@ def load(run: str | Path, *, weights: Sequence[str | Path] = (), search: SearchC
     return Translator(models, source, target, search=search or recipe.search, max_length=recipe.data.filter.max_length)
 
 
+def recipe_of(run: str | Path) -> Recipe:
+    """Return the configuration that a run was trained with. Raises InputError where the folder holds none."""
+    path = Path(run, "recipe.yaml")
+    if not path.exists():
+        raise InputError(f"{run} is no run folder: it has no recipe.yaml. Train first, or name another folder.")
+    return load_config(Recipe, path)
+
+
 def _load_weights(model: TranslationModel, path: Path) -> None:
     if path.is_dir():
-        load_tensors_into(model, checkpoint.load(path).tensors["model"])
+        tensors = checkpoint.load(path).tensors
+        load_tensors_into(model, tensors.get("ema", tensors["model"]))
     elif path.exists():
         try:
             load_model(model, path)

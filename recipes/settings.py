@@ -109,9 +109,9 @@ class Settings:
                 self.given[key] = Written(written.source, node)
             seen.add(key)
 
-    def build(self) -> Any:
-        """Return the dataclass, or None after a problem."""
-        return self._build(self.kind, MISSING, "")
+    def build(self, default: Any = None) -> Any:
+        """Return the dataclass, filled up from `default` or its own defaults, or None after a problem."""
+        return self._build(self.kind, MISSING if default is None else default, "")
 
     def _build(self, kind: Any, default: Any, prefix: str) -> Any:
         problems, values = len(self.problems), {}

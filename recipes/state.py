@@ -47,6 +47,12 @@ class MovingAverage:
         self.decay = decay
         self.weights = {name: value.detach().clone() for name, value in model.named_parameters()}
 
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the averaged weights under every name that the model has for them, with its buffers."""
+        own = {value.data_ptr(): self.weights[name] for name, value in model.named_parameters()}
+        saved: dict[str, Tensor] = model.state_dict()
+        return {name: own.get(value.data_ptr(), value) for name, value in saved.items()}
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the weights of the model after update `step`."""
@@ -82,7 +88,7 @@ class State:
         moments, groups = flatten_optimizer(self.optimizer.state_dict())
         tensors = {"model": self.model.state_dict(), "optimizer": moments}
         if self.average is not None:
-            tensors["ema"] = self.average.weights
+            tensors["ema"] = self.average.state_dict(self.model)
         state = {"progress": asdict(self.progress), "optimizer": groups, "torch": torch.__version__}
         return checkpoint.save(folder / CHECKPOINTS, self.progress.step, tensors, state)
 
@@ -105,13 +111,14 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Average the models of several checkpoints, in float64 (Vaswani et al. 2017, section 6.1)."""
+    """Average the models of several checkpoints, in float64, not their EMA (Vaswani et al. 2017, section 6.1)."""
     total: dict[str, Tensor] = {}
+    kinds: dict[str, torch.dtype] = {}
     for path in paths:
         for name, tensor in checkpoint.load(path).tensors["model"].items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    kind = checkpoint.load(paths[-1]).tensors["model"]
-    return {name: (tensor / len(paths)).to(kind[name].dtype) for name, tensor in total.items()}
+            kinds[name] = tensor.dtype
+    return {name: (tensor / len(paths)).to(kinds[name]) for name, tensor in total.items()}
 
 
 def derived_seed(*parts: int | str) -> int:

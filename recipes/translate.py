@@ -13,14 +13,14 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from recipes.config import launch
 from recipes.processes import use_machine
-from recipes.runs import load
+from recipes.runs import load, recipe_of
 from tasks.errors import InputError
 from tasks.translation.files import read_lines
 from transformer_core.search import SearchConfig
@@ -50,7 +50,7 @@ class Recipe:
     json: bool = False
     """Write one JSON object a line, with all n best translations and their scores."""
     search: SearchConfig = field(default_factory=SearchConfig)
-    """How translations are searched for."""
+    """How translations are searched for; what is not given is as the run was scored with."""
 
 
 def main(recipe: Recipe) -> None:
@@ -133,4 +133,4 @@ def opened(path: str | None) -> Iterator[TextIO]:
 
 
 if __name__ == "__main__":
-    launch(Recipe, main)
+    launch(Recipe, main, defaults=lambda recipe: replace(recipe, search=recipe_of(recipe.run).search))

@@ -31,6 +31,9 @@ class Loss(NamedTuple):
 class Task(ABC, Generic[Batch]):
     """What a training loop needs to know of a task."""
 
+    falling: frozenset[str] = frozenset({"loss", "perplexity"})
+    """Metrics of `measure` of which less is better; of all others more is."""
+
     @abstractmethod
     def prepare(self, folder: Path) -> None:
         """Make or load what the run folder keeps (a vocabulary, class names) and read the data.

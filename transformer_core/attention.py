@@ -47,7 +47,9 @@ def attention(
     if q.size(-1) != width:  # fused kernels want one width for all three
         value = F.pad(value, (0, q.size(-1) - width)) if q.size(-1) > width else value
         q, k = (F.pad(x, (0, value.size(-1) - x.size(-1))) for x in (q, k))
-    aligned = causal and mask is None and bias is None and q.size(-2) == k.size(-2)
+    # Branches, because under torch.compile a comparison of sizes is no bool, and the kernel wants one.
+    aligned = True if causal and mask is None and bias is None and q.size(-2) == k.size(-2) else False
+    grouped = True if q.size(1) != k.size(1) else False
     allowed = mask if aligned else _with_causal(mask, q.size(-2), k.size(-2), causal, q.device)
     blind = None
     if allowed is not None:
@@ -57,7 +59,7 @@ def attention(
     if bias is not None:
         allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
         allowed = allowed.to(q.dtype)
-    out = _fused(q, k, value, allowed, dropout, is_causal=aligned, scale=scale, enable_gqa=q.size(1) != k.size(1))
+    out = _fused(q, k, value, allowed, dropout, is_causal=aligned, scale=scale, enable_gqa=grouped)
     out = out[..., :width]
     return out if blind is None else out.masked_fill(blind, 0.0)
 

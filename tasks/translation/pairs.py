@@ -55,7 +55,8 @@ class TextPairs:
     filter: Filter = field(default_factory=Filter)
     """Which training pairs are dropped."""
     tokens: int = 4096
-    """Tokens in a micro-batch, padding counted: rows times the longest side. Memory grows with it."""
+    """Tokens in a micro-batch, padding counted: rows times the longest side. Memory grows with it; BPE-dropout makes
+    sentences, and so the micro-batch, longer than planned by about its share."""
     window: int = 50_000
     """Pairs that are sorted by length together; larger pads less, smaller mixes more freely."""
     seed: int = 1
@@ -147,10 +148,12 @@ class PairData:
         text = pairs.text[list(rows)]
         for row, source, target in zip(rows, text["source"], text["target"], strict=True):
             seed = f"{self.config.seed}-{epoch}-{row}"
-            yield (
-                self.source.sample(source, dropout, f"{seed}-source")[:limit],
-                self.target.sample(target, dropout, f"{seed}-target")[:limit],
+            sampled = (
+                self.source.sample(source, dropout, f"{seed}-source"),
+                self.target.sample(target, dropout, f"{seed}-target"),
             )
+            # A sample that is too long would be cut, and teach to stop early.
+            yield sampled if max(map(len, sampled)) <= limit else (pairs.source[row], pairs.target[row])
 
 
 def read_split(config: TextPairs, split: Split) -> Dataset | None:

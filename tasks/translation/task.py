@@ -48,9 +48,13 @@ class Batch(NamedTuple):
     labels: Tensor
     """(tokens,) the piece that follows each of them."""
 
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device."""
-        parts = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """Return the batch on a device; without waiting for it, if asked and pinned."""
+        parts = {
+            name: part.to(device, non_blocking=non_blocking)
+            for name, part in self._asdict().items()
+            if isinstance(part, Tensor)
+        }
         return self._replace(**parts)
 
 
@@ -66,6 +70,8 @@ class Output(NamedTuple):
 
 class Translation(Task[Batch]):
     """Translate sentences: data, model, loss, search and scores."""
+
+    falling = frozenset({"loss", "perplexity", "ter", "empty", "repetition", "copy"})
 
     def __init__(
         self,
@@ -131,7 +137,7 @@ class Translation(Task[Batch]):
         return Loss(entropy.smoothed / 2, {"nll": entropy.plain / 2})
 
     def predict(self, split: Split, model: nn.Module, batch: Batch) -> list[tuple[int, Output]]:
-        """Translate and score the reference; greedily while training, as `search` says at the end."""
+        """Translate and score the reference; greedily on `valid`, as `search` says on any other split."""
         assert isinstance(model, TranslationModel)
         config = SearchConfig(beams=1, max_length=self.search.max_length) if split == "valid" else self.search
         nll, tokens = reference_nll(model, batch)

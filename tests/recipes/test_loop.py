@@ -1,7 +1,6 @@
 """What the loop promises of every task, shown with the toy one."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -32,15 +30,16 @@ REPOSITORY = Path(__file__).parents[2]
 BLOCK = BlockConfig(dim=8, num_heads=2, hidden_dim=12, dropout=0.2)
 # 7 micro-batches of training strings and 3 of 17 validation strings; the last of each is small.
 STRINGS = Strings(longest=5, train=51, valid=17, batch=8)
-CONFIG = TrainConfig(steps=7, accumulate=3, lr=0.01, warmup=2, clip=0, monitor="exact", maximize=True)
-CONFIG = replace(CONFIG, evaluate_every=3, save_every=1, keep_last=20, log_every=1, threads=1, tensorboard=False)
+CONFIG = TrainConfig(steps=7, accumulate=3, lr=0.01, warmup=2, clip=0, monitor="exact")
+# The bias of a key has no gradient but rounding, which a small eps would blow up to a full step.
+CONFIG = replace(
+    CONFIG, eps=1e-5, evaluate_every=3, save_every=1, keep_last=20, log_every=1, threads=1, tensorboard=False
+)
 
 
 @pytest.fixture(autouse=True)
-def one_process_on_the_cpu(monkeypatch):
+def on_the_cpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(True)
 
 
 class Toy:
@@ -217,16 +216,16 @@ class Careless(Reverse):
 
     def predict(self, split, model, batch):
         said = super().predict(split, model, batch)
-        return {"loses": said[1:], "repeats": [*said, said[0]], "swaps": [*said[1:], said[1]]}.get(self.fault, said)
+        return {"loses": said[1:], "repeats": [*said, said[0]], "mistakes": [*said[1:], said[-1]]}.get(self.fault, said)
 
 
-@pytest.mark.parametrize("fault", ["loses", "repeats", "swaps", "plan loses", "plan repeats"])
+@pytest.mark.parametrize("fault", ["loses", "repeats", "mistakes", "plan loses", "plan repeats"])
 def test_a_lost_or_repeated_example_is_an_error(fault):
     task = Careless(STRINGS, BLOCK, 1)
     model = task.build()
     evaluate(task, model, "valid", Accelerator())
     task.fault = fault
-    with pytest.raises(RuntimeError, match="of valid"):
+    with pytest.raises(RuntimeError, match="outputs of valid are not one for each of its"):
         evaluate(task, model, "valid", Accelerator())
 
 
@@ -318,7 +317,7 @@ def test_all_ranks_leave_out_an_update_that_is_not_finite_on_one_and_go_on(tmp_p
         assert_close(toy.saved(3, kind), toy.saved(2, kind), rtol=0, atol=0)
         assert not torch.equal(*[next(iter(toy.saved(step, kind).values())) for step in (3, 4)])
     assert toy.metrics("train/skipped") == {1: 0, 2: 0, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1}
-    assert math.isnan(toy.metrics("train/grad_norm")[3]) and math.isfinite(toy.metrics("train/loss")[7])
+    assert list(toy.metrics("train/grad_norm")) == list(toy.metrics("train/loss")) == [1, 2, 4, 5, 6, 7]
     assert all(
         value.isfinite().all() for kind in ("model", "ema", "optimizer") for value in toy.saved(7, kind).values()
     )
@@ -437,13 +436,17 @@ def test_tensorboard_is_written_beside_the_metrics(tmp_path):
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
-@pytest.mark.slow
-def test_a_compiled_model_has_the_losses_of_a_plain_one(tmp_path):
+def compile_with(backend: str) -> None:
+    torch.compile = partial(torch.compile, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_has_the_losses_of_a_plain_one(tmp_path, backend):
     block = replace(BLOCK, dropout=0.0)
-    plain = Toy(tmp_path / "plain", block=block, steps=3, evaluate_every=2).train()
-    compiled = Toy(tmp_path / "compiled", block=block, steps=3, evaluate_every=2, compile=True)
-    ended = compiled.fork()
+    plain = Toy(tmp_path / "plain", block=block, steps=2, evaluate_every=2).train()
+    compiled = Toy(tmp_path / "compiled", block=block, steps=2, evaluate_every=2, compile=True)
+    ended = compiled.fork(partial(compile_with, backend))
     assert ended.codes == [0], ended.text
     assert compiled.metrics("train/loss") == pytest.approx(plain.metrics("train/loss"), rel=1e-5)
-    assert compiled.saved(3).keys() == plain.saved(3).keys()
-    assert largest_difference(compiled.saved(3), plain.saved(3)) < 1e-3
+    assert compiled.metrics("valid/exact") == plain.metrics("valid/exact")
+    assert largest_difference(compiled.saved(2), plain.saved(2)) < 1e-4

@@ -42,23 +42,28 @@ def test_a_launch_that_does_not_start_what_it_was_asked_for_is_refused_with_the_
     assert not (out / "checkpoints").exists() and not (out / "metrics.jsonl").exists()
 
 
-def test_ranks_save_and_leave_when_their_launcher_is_killed(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "number"),
+    [(["--num_processes", "1", *SHAPE], signal.SIGTERM), (TWO, signal.SIGKILL)],
+    ids=["one, asked to stop", "two, killed"],
+)
+def test_ranks_save_and_leave_when_their_launcher_is_gone(tmp_path, flags, number):
     endless = ["--train.steps=1000000", "--train.log_every=1", "--train.threads=1", "--train.tensorboard=false"]
-    tiny = ["--block.dim=8", "--block.num_heads=2", "--block.hidden_dim=12", "--data.batch=4"]
-    with launcher(*TWO, cpu=True, arguments=[f"--train.out={tmp_path / 'run'}", *endless, *tiny]) as process:
+    tiny = ["--train.accumulate=2", "--block.dim=8", "--block.num_heads=2", "--block.hidden_dim=12", "--data.batch=4"]
+    with launcher(*flags, cpu=True, arguments=[f"--train.out={tmp_path / 'run'}", *endless, *tiny]) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("update 3 "):
                 break
         ranks = psutil.Process(process.pid).children(recursive=True)
         try:
-            process.kill()
+            process.send_signal(number)
             written = process.stderr.read()  # to its end, which is when the last rank has left
             alive = psutil.wait_procs(ranks, timeout=10)[1]
         finally:
-            for rank in ranks:
+            for rank in filter(psutil.Process.is_running, ranks):
                 rank.kill()
-    assert len(ranks) >= 2 and not alive, written
+    assert len(ranks) >= (2 if flags is TWO else 1) and not alive, written
     assert "stopped on request at update" in written
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
 
@@ -69,12 +74,21 @@ def test_a_signal_only_leaves_a_note_until_the_context_ends(number):
     with StopRequest() as stop:
         assert not stop
         os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
         assert stop
     assert signal.getsignal(number) is before
 
 
-def test_a_parent_that_died_is_a_request_to_stop(monkeypatch):
+def test_sigterm_may_come_twice_but_who_interrupts_twice_does_not_wait():
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_launcher_that_died_is_a_request_to_stop(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with StopRequest() as stop:
         assert not stop
         monkeypatch.setattr(os, "getppid", lambda: 1)

@@ -22,7 +22,7 @@ TINY = {
     "data": {"longest": 5, "train": 56, "valid": 17, "batch": 8},
     "block": {"dim": 8, "num_heads": 2, "hidden_dim": 12, "dropout": 0.2},
     "train": {"steps": STEPS, "accumulate": 3, "warmup": 4, "ema": 0.8, "save_every": 3, "evaluate_every": 7}
-    | {"log_every": 2, "keep_best": 2, "monitor": "exact", "maximize": True, "tensorboard": False, "threads": 1},
+    | {"log_every": 2, "keep_best": 2, "monitor": "exact", "tensorboard": False, "threads": 1},
 }
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_is_killed_anywhere_and_continued_is_the_same_bit_for_bit(toy
 def test_a_run_that_is_killed_again_and_again_is_the_same_bit_for_bit(toy, out):
     draw, steps = random.Random(31), []
     while True:
-        ended = toy.run(out, partial(children.die_at, draw.randint(1, toy.calls // 5), toy.counted))
+        ended = toy.run(out, partial(children.die_at, draw.randint(1, toy.calls // 3), toy.counted))
         if ended.codes == [0]:
             break
         assert ended.codes == [-signal.SIGKILL], ended.text
@@ -221,7 +221,7 @@ def translator(tmp_path_factory) -> Program:
         "model": {"block": TINY["block"], "encoder_depth": 1, "decoder_depth": 1},
         "loss": {"r_drop": 1.0},
         "search": {"beams": 2, "max_length": 12},
-        "train": TINY["train"] | {"monitor": "loss", "maximize": False},
+        "train": TINY["train"] | {"monitor": "loss"},
         "expected": {"metric": ""},
     }
     return Program("recipes.train_translation", settings, root, partial(keep_data_in, root / "cache"))

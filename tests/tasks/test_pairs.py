@@ -255,6 +255,20 @@ def test_the_check_fails_where_noise_goes_wrong(texts, tmp_path, breakage, monke
         check_segmentation_noise(data)
 
 
+def test_a_noisy_segmentation_is_never_cut(texts, tmp_path):
+    config = texts(vocabulary={"dropout": 0.8, "size": 60}, filter=Filter(max_length=25))
+    data = PairData(config, run_folder(tmp_path))
+    rows = data.splits["train"].rows.tolist()
+    said = [sentences(211, 1)[row] for row in rows]
+    pieces = data.splits["train"]
+    plain = [(pieces.source[row], pieces.target[row]) for row in rows]
+    for epoch in range(3):
+        sampled = list(data.ids("train", rows, epoch))
+        assert [(data.source.decode(source), data.target.decode(target)) for source, target in sampled] == said
+        assert max(max(map(len, pair)) for pair in sampled) <= 25
+        assert sum(one != other for one, other in zip(sampled, plain, strict=True)) > len(rows) / 4
+
+
 # Filters, weights, batches
 
 
