@@ -79,12 +79,14 @@ def test_a_signal_only_leaves_a_note_until_the_context_ends(number):
 
 
 def test_sigterm_may_come_twice_but_who_interrupts_twice_does_not_wait():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
     with StopRequest():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_launcher_that_died_is_a_request_to_stop(monkeypatch):
