@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -545,9 +544,11 @@ def test_settings_of_two_groups_that_contradict_are_refused(make: Callable[[], T
         make()
 
 
-def test_a_translation_stays_within_learned_positions(tmp_path: Path):
-    data = TextPairs(filter=Filter(max_length=9))
-    model = TranslationConfig(block=BlockConfig(**BLOCK, position="learned", max_length=16))
-    task = Translation(data, model, LossConfig(), SearchConfig(max_length=15), ScoreConfig())
-    source, mask = module.pad_source([[5] * 9, [6]])
-    decode([new_model(task)], source, mask, SearchConfig(max_length=15, min_length=15), range(2))
+def test_a_search_is_greedy_while_training_and_never_longer_than_asked_for(prepared, monkeypatch):
+    """Longer than `search` says it could leave the learned positions."""
+    asked, decode = [], module.decode
+    monkeypatch.setattr(module, "decode", lambda *given: asked.append(given[3]) or decode(*given))
+    model, batch = prepared.build().eval(), prepared.batch("valid", [0], 0)
+    for split in ("valid", "test"):
+        prepared.predict(split, model, batch)
+    assert asked == [SearchConfig(beams=1, max_length=15), SearchConfig(beams=3, max_length=15)]
