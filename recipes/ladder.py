@@ -10,9 +10,10 @@ from safetensors.torch import save_model
 from torch import Tensor
 
 from recipes import checkpoint
-from recipes.loop import Run, TrainConfig, evaluate
+from recipes.loop import Run, evaluate
 from recipes.state import checkpoint_path, mean_weights
 from recipes.tracking import console, number
+from recipes.train_config import TrainConfig
 from tasks.task import Split, Task
 
 MODEL = "model.safetensors"

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recipes.config import launch
 from recipes.ladder import Expected, finish
-from recipes.loop import TrainConfig, train
+from recipes.loop import train
+from recipes.train_config import TrainConfig
 from tasks.task import Loss, Split, Task
 from transformer_core import BlockConfig, Decoder, Encoder, Memory, TokenEmbedding
 from transformer_core.search import SearchConfig, search

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from recipes.config import launch
 from recipes.ladder import Expected, finish
-from recipes.loop import TrainConfig, train
+from recipes.loop import train
+from recipes.train_config import TrainConfig
 from tasks.translation.evaluate import ScoreConfig
 from tasks.translation.model import TranslationConfig
 from tasks.translation.pairs import TextPairs

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -63,6 +64,7 @@ def _rank(
     if ranks > 1:
         os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    multiprocessing.set_start_method("fork", force=True)  # as in a program that was started alone
     os.setpgrp()  # a signal to its group reaches its loader workers and nobody else
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -121,8 +123,11 @@ def signal_oneself(number: int, loss: Any) -> Any:
 
 
 def signal_group(number: int, loss: Any) -> Any:
-    """Send a signal to this process and its loader workers in the middle of an update."""
-    os.killpg(0, number)
+    """Let another process signal this one and its loader workers in the middle of an update."""
+    group = os.getpgrp()
+    assert group == os.getpid(), "this process leads a group of its own, so that nobody else is in it"
+    sender = f"import os; os.setsid(); os.killpg({group}, {number:d})"
+    subprocess.run([sys.executable, "-c", sender], check=True)
     return loss
 
 

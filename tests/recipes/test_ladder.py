@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from recipes import checkpoint
 from recipes.ladder import Expected, candidates, finish, verdict
-from recipes.loop import Run, TrainConfig, train
+from recipes.loop import Run, train
 from recipes.reverse import Recipe, Reverse, Strings
+from recipes.train_config import TrainConfig
 from transformer_core import BlockConfig
 
 BLOCK = BlockConfig(dim=8, num_heads=2, hidden_dim=12, dropout=0.1)

@@ -19,10 +19,11 @@ from torch.testing import assert_close
 
 from recipes import checkpoint, reverse
 from recipes.config import launch, write_config
-from recipes.loop import TrainConfig, build, evaluate, open_run, train
+from recipes.loop import build, evaluate, open_run, train
 from recipes.reverse import PAD, Recipe, Reverse, Strings
 from recipes.schedule import learning_rate
 from recipes.state import MovingAverage
+from recipes.train_config import TrainConfig
 from tasks.errors import InputError
 from transformer_core import BlockConfig
 

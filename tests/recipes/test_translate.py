@@ -79,9 +79,10 @@ def pipe(monkeypatch, content: bytes) -> None:
 
 def test_a_pipe_whose_lines_end_at_line_feeds_alone(trained, capsys, translations, monkeypatch):
     pipe(monkeypatch, f"{LINES[0]}\r\n\nred\rdog\u2028red\n{LINES[4]}".encode())
-    first, empty, odd, last, rest = run(translate, capsys, trained.folder).split("\n")
-    assert (first, empty, last, rest) == (translations[0], "", translations[4], "")
-    assert odd
+    records = [json.loads(line) for line in run(translate, capsys, trained.folder, "--json", "true").splitlines()]
+    assert [record["source"] for record in records] == [LINES[0], "", "red\rdog\u2028red", LINES[4]]
+    texts = [record["translations"][0]["text"] for record in records]
+    assert (texts[0], texts[1], texts[3]) == (translations[0], "", translations[4])
 
 
 def test_a_translation_with_a_line_break_stays_on_its_line(trained, capsys, monkeypatch, translations):

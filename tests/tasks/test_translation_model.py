@@ -148,6 +148,17 @@ def matrices(model: TranslationModel) -> list[Tensor]:
     return [model.source_embedding.tokens.weight, model.target_embedding.tokens.weight, model.output.weight]
 
 
+@pytest.mark.parametrize("tie", ["none", "target", "all"])
+def test_embeddings_and_output_begin_so_that_logits_have_unit_variance(tie):
+    config = TranslationConfig(block=BlockConfig(dim=32, num_heads=2), tie=tie)
+    model = TranslationModel(config, 211, 211, pad_id=0)
+    for matrix in matrices(model):
+        assert matrix[1:].std().item() == pytest.approx(32**-0.5, rel=0.05)
+        assert matrix[1:].mean().item() == pytest.approx(0, abs=0.01)
+    for embedding in (model.source_embedding, model.target_embedding):
+        assert not embedding.tokens.weight[0].any()
+
+
 def test_three_ways_tied_takes_one_vocabulary():
     config = TranslationConfig(block=BlockConfig(dim=DIM, num_heads=HEADS))
     with pytest.raises(ValueError, match=r"17 and 23 pieces: choose --model.tie target or --data.vocabulary.joint"):

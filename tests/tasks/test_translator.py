@@ -108,6 +108,7 @@ def test_empty_lines_stay_empty_and_keep_their_place(translator):
         [line for line in lines if line.isascii() and line.strip()]
     )
     assert translator().translate(["", ""]) == ["", ""]
+    assert translator().n_best(["", "red"])[0] == [Translated("", 0.0, 0.0)]
 
 
 def test_a_line_that_is_too_long_is_cut_with_a_warning(translator, vocabulary, caplog):
