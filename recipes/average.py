@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from recipes import checkpoint
 from recipes.config import launch
@@ -35,11 +34,8 @@ def main(recipe: Recipe) -> None:
         raise InputError(f"{recipe.run} has no {CHECKPOINTS}/step-*: name the run folder of a training recipe.")
     if not 1 <= recipe.last <= len(paths):
         raise InputError(f"{recipe.run} has {len(paths)} checkpoints: choose --last from 1 to {len(paths)}.")
-    weights, newest = mean_weights(paths[-recipe.last :]), checkpoint.load(paths[-1]).tensors["model"]
-    # Tied weights have several names, and a file of weights holds them under one.
-    names = {tensor.data_ptr(): name for name, tensor in newest.items()}.values()
     try:
-        save_file({name: weights[name] for name in names}, recipe.output)
+        checkpoint.write_tensors(Path(recipe.output), mean_weights(paths[-recipe.last :]))
     except (OSError, SafetensorError) as error:
         raise InputError(f"--output {recipe.output}: cannot be written ({error}).") from error
 

@@ -50,7 +50,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         aside.mkdir(parents=True)
         _write_json(aside / "state.json", state)
         for stem, named in tensors.items():
-            _write_tensors(aside / f"{stem}.safetensors", named)
+            write_tensors(aside / f"{stem}.safetensors", named)
         manifest = {"files": {file.name: _fingerprint(file) for file in sorted(aside.iterdir())}, "step": step}
         _write_json(aside / "manifest.json", manifest)
         _sync(aside)
@@ -95,7 +95,7 @@ def load(path: Path) -> Checkpoint:
     reasons = verify(path)
     if reasons:
         raise InputError(f"{path} cannot be used: {'; '.join(reasons)}")
-    tensors = {file.stem: _read_tensors(file) for file in sorted(path.glob("*.safetensors"))}
+    tensors = {file.stem: read_tensors(file) for file in sorted(path.glob("*.safetensors"))}
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -192,7 +192,7 @@ def _already_saved(final: Path, manifest: Mapping[str, Any]) -> bool:
     return True
 
 
-def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
     """Store each piece of memory once: safetensors refuses shared memory, so other names go into its metadata."""
     unique: dict[str, Tensor] = {}
     names: dict[Any, str] = {}
@@ -208,12 +208,15 @@ def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
         storage = plain.untyped_storage().data_ptr()
         unique[name] = plain.clone() if storage in storages else plain
         storages.add(storage)
+    path.touch()
+    mode = path.stat().st_mode
     save_file(unique, path, metadata={"aliases": json.dumps(aliases)})
-    shutil.copymode(path.with_name("state.json"), path)  # safetensors lets nobody else read its files
+    path.chmod(mode)  # safetensors lets nobody else read its files
     _sync(path)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `write_tensors` wrote, every name of it. Raises InputError where the file cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}

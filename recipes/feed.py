@@ -1,6 +1,7 @@
 """The stream of training data: the windows of each epoch's plan, cut for this process, read by loader workers."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -58,7 +59,12 @@ def keys(task: Task[Any], *, accumulate: int, epoch: int, window: int, rank: int
         epoch, window = epoch + 1, 0
 
 
-def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -> Iterator[list[Item]]:
+def _ignore_sigterm(worker: int) -> None:
+    """Let a worker outlive a request to stop that goes to the whole group; it ends when the stream is closed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -> Generator[list[Item], None, None]:
     """Read micro-batches ahead in `workers` processes (0: in this one, when asked) and yield them window by window."""
     loader = DataLoader(
         _MicroBatches(task),
@@ -67,6 +73,7 @@ def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_ignore_sigterm,
     )
     window: list[Item] = []
     for item in loader:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from safetensors.torch import save_model
 from torch import Tensor
 
 from recipes import checkpoint
@@ -49,7 +48,7 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
-    save_model(state.model, str(folder / MODEL))
+    checkpoint.write_tensors(folder / MODEL, state.model.state_dict())
     report = {"chosen": chosen, "results": results, "scores": lines[chosen]}
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     console().print(table(results, chosen))

@@ -6,7 +6,7 @@ the place in the run, so a killed run that is started again ends in the same wei
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -74,7 +74,7 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     stream = windows(task, order, workers=config.workers, pin=accelerator.device.type == "cuda")
     meter = Meter(accelerator)
     try:
-        with StopRequest() as stop:
+        with closing(stream), StopRequest() as stop:
             while progress.step < config.steps and not progress.stopped_early:
                 with meter.waiting():
                     window = next(stream)

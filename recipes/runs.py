@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 
 from recipes import checkpoint
 from recipes.config import load_config
@@ -13,7 +11,6 @@ from recipes.ladder import MODEL
 from recipes.train_translation import Recipe
 from recipes.weights import load_tensors_into
 from tasks.errors import InputError
-from tasks.translation.files import one_line
 from tasks.translation.model import TranslationModel
 from tasks.translation.pairs import saved_vocabularies
 from tasks.translation.translator import Translator
@@ -51,13 +48,14 @@ def recipe_of(run: str | Path) -> Recipe:
 
 
 def _load_weights(model: TranslationModel, path: Path) -> None:
-    if path.is_dir():
-        tensors = checkpoint.load(path).tensors
-        load_tensors_into(model, tensors.get("ema", tensors["model"]))
-    elif path.exists():
-        try:
-            load_model(model, path)
-        except (RuntimeError, SafetensorError) as error:
-            raise InputError(f"{path} does not hold the weights of this run: {one_line(error):.300}") from error
-    else:
+    if not path.exists():
         raise InputError(f"{path} does not exist: the run has not ended, or choose --weights among its checkpoints.")
+    if path.is_dir():
+        saved = checkpoint.load(path).tensors
+        tensors = saved.get("ema", saved["model"])
+    else:
+        tensors = checkpoint.read_tensors(path)
+    try:
+        load_tensors_into(model, tensors)
+    except InputError as error:
+        raise InputError(f"{path} does not hold the weights of this run: {error}") from None

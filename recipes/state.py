@@ -111,14 +111,18 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Average the models of several checkpoints, in float64, not their EMA (Vaswani et al. 2017, section 6.1)."""
+    """Average the models of several checkpoints, in float64, not their EMA (Vaswani et al. 2017, section 6.1).
+
+    Names that share their weights in the checkpoints share them in the result.
+    """
     total: dict[str, Tensor] = {}
-    kinds: dict[str, torch.dtype] = {}
+    last: dict[str, Tensor] = {}
     for path in paths:
-        for name, tensor in checkpoint.load(path).tensors["model"].items():
+        last = checkpoint.load(path).tensors["model"]
+        for name, tensor in last.items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
-            kinds[name] = tensor.dtype
-    return {name: (tensor / len(paths)).to(kinds[name]) for name, tensor in total.items()}
+    mean = {last[name].data_ptr(): (tensor / len(paths)).to(last[name].dtype) for name, tensor in total.items()}
+    return {name: mean[tensor.data_ptr()] for name, tensor in last.items()}
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -182,7 +182,11 @@ def test_every_option_at_once_trains_averages_and_translates(trained, tmp_path):
     assert names >= {"source.model", "target.model", "model.safetensors"} and "tensorboard" not in names
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert set(report["results"]) == {"last", "averaged (last 2)"}
-    for weights in ([], [tmp_path / "run" / "checkpoints" / "step-00000006"]):
+    last = tmp_path / "run" / "checkpoints" / "step-00000006"
+    tensors = checkpoint.load(last).tensors
+    assert torch.equal(tensors["ema"]["output.weight"], tensors["ema"]["target_embedding.tokens.weight"])
+    assert not torch.equal(tensors["ema"]["output.weight"], tensors["model"]["output.weight"])
+    for weights in ([], [last]):
         assert len(load(tmp_path / "run", weights=weights).translate(["red", "", "dog"])) == 3
 
 
