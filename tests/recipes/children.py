@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from recipes.config import launch
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "children", "recipes.reverse", "recipes.train_translation"])
+SERVER.set_forkserver_preload(["pytest", "torch._dynamo", "children", "recipes.reverse", "recipes.train_translation"])
 
 
 class Ended(NamedTuple):
