@@ -106,7 +106,6 @@ def test_a_run_that_is_killed_anywhere_and_continued_is_the_same_bit_for_bit(toy
     assert_same(out, toy.whole)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_is_the_same_bit_for_bit(toy, out):
     draw, steps = random.Random(31), []
     while True:
@@ -181,6 +180,23 @@ def test_all_ranks_stop_at_the_step_where_one_of_them_is_asked_to(toy, out):
     ended = toy.run(out, asked, ranks=2)
     assert ended.codes == [0, 0] and "stopped on request at update 6" in ended.text
     assert newest(out) == 6
+
+
+def test_a_run_of_two_ranks_survives_that_one_of_them_is_killed(toy, out):
+    ended = toy.run(out, partial(children.change_losses, children.killed, calls=[9], rank=1), ranks=2)
+    assert ended.codes[1] == -signal.SIGKILL and ended.codes[0] not in (0, None) and newest(out) == 3
+    whole = out.with_name("whole")
+    assert toy.run(out, ranks=2).codes == toy.run(whole, ranks=2).codes == [0, 0]
+    assert_same(out, whole)
+
+
+def test_a_run_of_two_ranks_may_go_on_as_one(toy, out):
+    ended = toy.run(out, partial(children.change_losses, children.killed, calls=[9], rank=1), ranks=2)
+    assert ended.codes[1] == -signal.SIGKILL
+    assert toy.run(out).codes == [0]
+    pairs = [(line, other) for line, other in zip(losses(out), losses(toy.whole), strict=True) if "train/loss" in line]
+    assert len(pairs) > 7
+    assert all(line["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5) for line, other in pairs)
 
 
 def test_a_finished_run_does_nothing_but_tell_its_scores_again(toy, out):
