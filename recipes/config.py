@@ -43,20 +43,25 @@ def launch(
     main: Callable[[Recipe], None],
     argv: Sequence[str] | None = None,
     *,
+    config: str = "",
     defaults: Callable[[Recipe], Recipe] | None = None,
 ) -> None:
     """Read a recipe and run `main` on it; on InputError print one line and leave with exit code 2.
 
+    `config` is the file beside this one that is read where neither `--config` nor `--data.train` chooses what to train on.
     `defaults` makes, of the recipe as read, the one whose settings hold where nothing is given: those of a run, say.
 
     All processes of a launch read the same configuration, so only the first of a machine reports it. What `main` finds
     may have been seen by one process alone, so each reports it, all but the first with their rank.
     """
     first = os.environ.get("LOCAL_RANK", "0") == "0"
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if config and not any(argument.startswith(("--config", "--data.train")) for argument in arguments):
+        arguments.insert(0, f"--config={Path(__file__).with_name(config)}")
     try:
-        recipe = read(recipe_class, argv)
+        recipe = read(recipe_class, arguments)
         if defaults is not None:
-            recipe = read(recipe_class, argv, default=defaults(recipe))
+            recipe = read(recipe_class, arguments, default=defaults(recipe))
     except InputError as error:
         if not first:
             time.sleep(10)  # a launcher ends all processes when one leaves: let the first one speak
