@@ -48,7 +48,7 @@ def launch(
 ) -> None:
     """Read a recipe and run `main` on it; on InputError print one line and leave with exit code 2.
 
-    `config` is the file beside this one that is read where neither `--config` nor `--data.train` chooses what to train on.
+    `config` is the file beside this one that is read where neither `--config` nor `--data.train` says what to train on.
     `defaults` makes, of the recipe as read, the one whose settings hold where nothing is given: those of a run, say.
 
     All processes of a launch read the same configuration, so only the first of a machine reports it. What `main` finds

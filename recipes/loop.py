@@ -20,6 +20,7 @@ from recipes import checkpoint
 from recipes.config import describe_difference, flatten, load_config, write_config
 from recipes.feed import Item, keys, windows
 from recipes.meter import Meter
+from recipes.optimizer import make_optimizer
 from recipes.processes import StopRequest, check_launch, use_machine
 from recipes.schedule import learning_rate
 from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, checkpoint_path, derived_seed
@@ -175,11 +176,7 @@ def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tup
     """Make the model, the same on every process, and what trains it; return it bare in the state, and wrapped."""
     torch.manual_seed(config.seed)
     bare = task.build().to(accelerator.device)
-    matrices = [weight for weight in bare.parameters() if weight.dim() > 1]
-    others = [weight for weight in bare.parameters() if weight.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer = make_optimizer(bare, config, task.rate_factors(bare))
     average = MovingAverage(bare, config.ema) if config.ema else None
     model = cast(nn.Module, torch.compile(bare, dynamic=True)) if config.compile else bare
     return State(bare, optimizer, average), accelerator.prepare_model(model)
@@ -242,7 +239,7 @@ def update(
     if config.clip:
         torch.nn.utils.clip_grads_with_norm_(weights, config.clip, norm)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate(config, step)
+        group["lr"] = rate(config, step) * group["factor"]
     # The fused optimizers leave the weights alone where this is 1; the same norm on all processes decides.
     state.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
     state.optimizer.step()

@@ -16,8 +16,8 @@ class TrainConfig:
     """Updates, whatever `accumulate` and the number of processes are."""
     accumulate: int = 1
     """Micro-batches of an update, over all processes together: 4 are 4 on one process, or 2 on each of two."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """AdamW decays weights apart from the gradient (Loshchilov and Hutter 2019); adam adds the decay to it."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """AdamW decays weights apart from the gradient (Loshchilov and Hutter 2019); adam and sgd add the decay to it."""
     lr: float = 1e-3
     """Peak learning rate; for `noam` the factor of its formula, dim^-0.5 in the paper."""
     schedule: Schedule = "inverse_sqrt"
@@ -25,7 +25,7 @@ class TrainConfig:
     warmup: int = 1_000
     """Updates over which the learning rate rises to its peak."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """Decay of the moments of Adam."""
+    """Decay of the moments of Adam; the first is also the momentum of sgd."""
     eps: float = 1e-9
     """Added to the root of Adam's second moment."""
     weight_decay: float = 0.0

@@ -19,6 +19,7 @@ from tasks.translation.pairs import TextPairs
 from tasks.translation.task import LossConfig, Translation
 from transformer_core.search import SearchConfig
 
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Train a translator on parallel text."""

@@ -45,6 +45,10 @@ class Task(ABC, Generic[Batch]):
     def build(self) -> nn.Module:
         """Return a fresh model; its weights are drawn from torch's global generator."""
 
+    def rate_factors(self, model: nn.Module) -> Mapping[str, float]:
+        """Return by name what the learning rate of a weight is multiplied by: 1 unless given, 0 to freeze it."""
+        return {}
+
     @abstractmethod
     def plan(self, split: Split, epoch: int) -> Sequence[Sequence[int]]:
         """Say which examples meet in which micro-batch, in order: a pure function of the split and the epoch."""

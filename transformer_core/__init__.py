@@ -1,17 +1,18 @@
 """The blocks of a Transformer, each usable alone: attention, positions, residuals, encoder, decoder, loss, search."""
 
 from transformer_core.attention import attention, attention_weights, masked_softmax
-from transformer_core.config import BlockConfig
+from transformer_core.config import BlockConfig, block_configs
 from transformer_core.decoder import Cache, Decoder, DecoderBlock, Memory
 from transformer_core.dropout import Dropout
-from transformer_core.embedding import TokenEmbedding
-from transformer_core.encoder import Encoder, EncoderBlock
+from transformer_core.embedding import PatchEmbedding, TokenEmbedding
+from transformer_core.encoder import Encoder, EncoderBlock, make_attention, make_feed_forward, run_block
 from transformer_core.feedforward import FeedForward
+from transformer_core.grid import GridRotary, resize_grid, sinusoidal_grid
 from transformer_core.loss import CrossEntropy, FactoredLogits, linear_cross_entropy
 from transformer_core.masks import causal_mask, padding_mask
 from transformer_core.multihead import KeysValues, LayerCache, MultiHeadAttention, record_attention
-from transformer_core.position import Learned, RelativeBias, Rotary, Sinusoidal, sinusoidal_table
-from transformer_core.residual import AddNorm, make_norm
+from transformer_core.position import Learned, PositionBias, RelativeBias, Rotary, Sinusoidal, sinusoidal_table
+from transformer_core.residual import AddNorm, DropPath, LayerScale, make_norm
 from transformer_core.score import (
     Additive,
     Bilinear,
@@ -23,6 +24,7 @@ from transformer_core.score import (
     Score,
     make_score,
 )
+from transformer_core.windows import WindowAttention, WindowBias, join_windows, region_mask, split_windows
 
 __all__ = [
     "AddNorm",
@@ -35,6 +37,7 @@ __all__ = [
     "Decoder",
     "DecoderBlock",
     "DotProduct",
+    "DropPath",
     "Dropout",
     "Encoder",
     "EncoderBlock",
@@ -42,25 +45,40 @@ __all__ = [
     "FactoredLogits",
     "FeedForward",
     "GaussianKernel",
+    "GridRotary",
     "KeysValues",
     "LayerCache",
+    "LayerScale",
     "Learned",
     "Memory",
     "MultiHeadAttention",
+    "PatchEmbedding",
+    "PositionBias",
     "RelativeBias",
     "Rotary",
     "ScaledDotProduct",
     "Score",
     "Sinusoidal",
     "TokenEmbedding",
+    "WindowAttention",
+    "WindowBias",
     "attention",
     "attention_weights",
+    "block_configs",
     "causal_mask",
+    "join_windows",
     "linear_cross_entropy",
+    "make_attention",
+    "make_feed_forward",
     "make_norm",
     "make_score",
     "masked_softmax",
     "padding_mask",
     "record_attention",
+    "region_mask",
+    "resize_grid",
+    "run_block",
+    "sinusoidal_grid",
     "sinusoidal_table",
+    "split_windows",
 ]

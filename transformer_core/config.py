@@ -1,6 +1,6 @@
 """What the blocks of a stack have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformer_core.feedforward import Activation
 from transformer_core.multihead import check_heads
@@ -41,10 +41,18 @@ class BlockConfig:
     """Share of attention weights dropped; above 0 it costs fused kernels on a CPU."""
     hidden_dropout: float = 0.0
     """Share of hidden features of the feed-forward network dropped."""
+    drop_path: float = 0.0
+    """Share of examples that the last block of a stack skips in training; it grows from 0 at the first block."""
+    layer_scale: float = 0.0
+    """What the learned factor of each feature of a branch starts from, usually 1e-6 to 0.1; 0: no factors."""
+    qk_norm: bool = False
+    """Norm queries and keys, head by head, which keeps the scores of large models bounded (Dehghani et al. 2023)."""
+    recompute: bool = False
+    """Keep no activations inside a block and compute them again backward: less memory, a third more computation."""
 
     def __post_init__(self) -> None:
         check_heads(self.dim, self.num_heads, self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
-        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+        for name in ("dropout", "attention_dropout", "hidden_dropout", "drop_path"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={rate} is no share: choose 0 or more, and less than 1.")
         width = self.dim // self.num_heads
@@ -55,3 +63,11 @@ class BlockConfig:
             )
         if self.position == "sinusoidal" and self.dim % 2:
             raise ValueError(f"position=sinusoidal needs an even dim, not {self.dim}.")
+
+
+def block_configs(config: BlockConfig, depth: int) -> list[BlockConfig]:
+    """Return the configuration of each block of a stack: equal but for `drop_path`, which grows linearly to its value.
+
+    Source: Huang et al. (2016), section 3.
+    """
+    return [replace(config, drop_path=config.drop_path * index / max(1, depth - 1)) for index in range(depth)]

@@ -5,8 +5,8 @@ from typing import NamedTuple, cast
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transformer_core.config import BlockConfig
-from transformer_core.encoder import make_add_norm, make_attention, make_feed_forward
+from transformer_core.config import BlockConfig, block_configs
+from transformer_core.encoder import make_add_norm, make_attention, make_feed_forward, run_block
 from transformer_core.multihead import KeysValues, LayerCache
 from transformer_core.residual import make_norm
 
@@ -84,7 +84,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: BlockConfig, depth: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(depth))
+        self.recompute = config.recompute
+        self.blocks = nn.ModuleList(DecoderBlock(each) for each in block_configs(config, depth))
         pre = config.order == "pre"
         self.norm = make_norm(config.norm, config.dim, eps=config.norm_eps) if pre else nn.Identity()
 
@@ -105,5 +106,6 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "rows length dim"]:
         """Decode embedded tokens: all positions, or with a cache those that follow what it holds."""
         for i, block in enumerate(self.blocks):
-            x = block(x, memory.keys_values[i], memory.mask, None if cache is None else cache[i])
+            inputs = x, memory.keys_values[i], memory.mask, None if cache is None else cache[i]
+            x = run_block(block, *inputs, recompute=self.recompute and self.training and cache is None)
         return self.norm(x)

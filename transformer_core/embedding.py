@@ -1,4 +1,4 @@
-"""Tokens to vectors."""
+"""Tokens and patches to vectors."""
 
 import math
 
@@ -39,3 +39,29 @@ class TokenEmbedding(nn.Module):
         if self.position is not None:
             x = self.position(x, offset)
         return self.dropout(x)
+
+
+class PatchEmbedding(nn.Module):
+    """Cut an image into patches and map each to a vector (Dosovitskiy et al. 2021, section 3.1).
+
+    A convolution whose stride is its size; any number of channels, patches may be rectangular.
+    """
+
+    def __init__(self, channels: int, dim: int, patch_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        # As a linear map from the numbers of a patch, which is what it is (LeCun et al. 1998).
+        nn.init.trunc_normal_(self.projection.weight, std=(channels * patch_size[0] * patch_size[1]) ** -0.5)
+        nn.init.zeros_(self.projection.get_parameter("bias"))
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch rows columns dim"]:
+        """Return a vector for each patch of the grid.
+
+        Raises:
+            ValueError: height or width is no multiple of the patch's.
+        """
+        size = images.shape[-2:]
+        if size[0] % self.patch_size[0] or size[1] % self.patch_size[1]:
+            raise ValueError(f"images of {tuple(size)} cannot be cut into patches of {self.patch_size}: resize them.")
+        return self.projection(images).permute(0, 2, 3, 1)

@@ -1,23 +1,35 @@
 """The encoder: blocks of self-attention and feed-forward, the same for words, patches and windows."""
 
+from collections.abc import Callable
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from transformer_core.config import BlockConfig
+from transformer_core.config import BlockConfig, block_configs
 from transformer_core.feedforward import FeedForward
 from transformer_core.multihead import MultiHeadAttention
-from transformer_core.position import RelativeBias, Rotary
+from transformer_core.position import PositionBias, RelativeBias, Rotary
 from transformer_core.residual import AddNorm, make_norm
 from transformer_core.score import make_score
 
 
-def make_attention(config: BlockConfig, *, causal: bool = False, cross: bool = False) -> MultiHeadAttention:
-    """Build the attention of a block; positions belong to self-attention, whose queries and keys share one sequence."""
+def make_attention(
+    config: BlockConfig,
+    *,
+    causal: bool = False,
+    cross: bool = False,
+    position: Rotary | PositionBias | None = None,
+) -> MultiHeadAttention:
+    """Build the attention of a block; `position` is used instead of the one that the configuration names.
+
+    Positions belong to self-attention, whose queries and keys share one sequence.
+    """
     width = config.dim // config.num_heads
-    position = None
-    if config.position == "rotary" and not cross:
+    if position is None and config.position == "rotary" and not cross:
         position = Rotary(width)
-    elif config.position == "relative" and not cross:
+    elif position is None and config.position == "relative" and not cross:
         position = RelativeBias(config.num_heads, causal=causal)
     return MultiHeadAttention(
         config.dim,
@@ -25,6 +37,8 @@ def make_attention(config: BlockConfig, *, causal: bool = False, cross: bool = F
         num_kv_heads=config.num_kv_heads,
         score=make_score(config.score, width),
         position=position,
+        qk_norm=config.norm if config.qk_norm else None,
+        norm_eps=config.norm_eps,
         causal=causal,
         dropout=config.attention_dropout,
     )
@@ -32,7 +46,15 @@ def make_attention(config: BlockConfig, *, causal: bool = False, cross: bool = F
 
 def make_add_norm(config: BlockConfig) -> AddNorm:
     """Build the residual branch of a block."""
-    return AddNorm(config.dim, order=config.order, dropout=config.dropout, norm=config.norm, eps=config.norm_eps)
+    return AddNorm(
+        config.dim,
+        order=config.order,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        layer_scale=config.layer_scale,
+        norm=config.norm,
+        eps=config.norm_eps,
+    )
 
 
 def make_feed_forward(config: BlockConfig) -> FeedForward:
@@ -41,29 +63,45 @@ def make_feed_forward(config: BlockConfig) -> FeedForward:
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and feed-forward, each on a residual branch (Vaswani et al. 2017, section 3.1)."""
+    """Self-attention and feed-forward, each on a residual branch (Vaswani et al. 2017, section 3.1).
 
-    def __init__(self, config: BlockConfig) -> None:
+    `attention` replaces the self-attention that the configuration describes: a module called as `attention(x,
+    mask=mask)`, such as `WindowAttention`.
+    """
+
+    def __init__(self, config: BlockConfig, *, attention: nn.Module | None = None) -> None:
         super().__init__()
-        self.attention = make_attention(config)
+        self.attention = make_attention(config) if attention is None else attention
         self.attention_branch = make_add_norm(config)
         self.feed_forward = make_feed_forward(config)
         self.feed_forward_branch = make_add_norm(config)
 
     def forward(
-        self, x: Float[Tensor, "batch length dim"], mask: Bool[Tensor, "#batch #heads #length length"] | None = None
-    ) -> Float[Tensor, "batch length dim"]:
-        """Let tokens see each other where `mask` is True, everywhere without one."""
+        self, x: Float[Tensor, "batch *length dim"], mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None
+    ) -> Float[Tensor, "batch *length dim"]:
+        """Let tokens see each other where `mask` is True, everywhere without one.
+
+        `length` is one number, or whatever the attention given to the block reads: the height and width of a grid, say.
+        """
         x = self.attention_branch(x, lambda h: self.attention(h, mask=mask))
         return self.feed_forward_branch(x, self.feed_forward)
 
 
 class Encoder(nn.Module):
-    """`depth` encoder blocks; with pre-norm a last norm, because the residual stream itself is never normed."""
+    """`depth` encoder blocks; with pre-norm a last norm, because the residual stream itself is never normed.
 
-    def __init__(self, config: BlockConfig, depth: int) -> None:
+    `attention` makes the self-attention of each block, instead of the one that the configuration describes.
+    """
+
+    def __init__(
+        self, config: BlockConfig, depth: int, *, attention: Callable[[BlockConfig], nn.Module] | None = None
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(depth))
+        self.recompute = config.recompute
+        self.blocks = nn.ModuleList(
+            EncoderBlock(each, attention=None if attention is None else attention(each))
+            for each in block_configs(config, depth)
+        )
         pre = config.order == "pre"
         self.norm = make_norm(config.norm, config.dim, eps=config.norm_eps) if pre else nn.Identity()
 
@@ -72,5 +110,10 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "batch length dim"]:
         """Encode embedded tokens; `mask` as in `EncoderBlock`, None where the batch has no padding."""
         for block in self.blocks:
-            x = block(x, mask)
+            x = run_block(block, x, mask, recompute=self.recompute and self.training)
         return self.norm(x)
+
+
+def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
+    """Run a block; with `recompute` its activations are made again in the backward pass (Chen et al. 2016)."""
+    return checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from transformer_core.dropout import Dropout
 
-Activation = Literal["relu", "gelu", "swiglu"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu"]
 
 
 class FeedForward(nn.Module):
     """Widen to `hidden_dim`, bend, and come back.
 
-    Source: Vaswani et al. (2017), section 3.3 (ReLU); Hendrycks and Gimpel (2016) (GELU, exact form); Shazeer (2020)
-    (SwiGLU: a third matrix, `hidden_dim` counts the gated features, so that equal parameters need 2/3 of it).
+    Source: Vaswani et al. (2017), section 3.3 (ReLU); Hendrycks and Gimpel (2016) (GELU, exact, or its tanh
+    approximation, with which models from JAX were trained); Shazeer (2020) (SwiGLU: a third matrix, `hidden_dim` counts
+    the gated features, so that equal parameters need 2/3 of it).
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, activation: Activation = "relu", dropout: float = 0.0) -> None:
@@ -36,6 +37,8 @@ class FeedForward(nn.Module):
                 hidden = F.relu(hidden)
             case "gelu":
                 hidden = F.gelu(hidden)
+            case "gelu_tanh":
+                hidden = F.gelu(hidden, approximate="tanh")
             case "swiglu":
                 gate, hidden = hidden.chunk(2, -1)
                 hidden = F.silu(gate) * hidden

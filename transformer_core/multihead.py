@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transformer_core.attention import attention, attention_weights
-from transformer_core.position import RelativeBias, Rotary
+from transformer_core.position import PositionBias, Rotary
+from transformer_core.residual import NormName, make_norm
 from transformer_core.score import ScaledDotProduct, Score
 
 
@@ -38,7 +39,9 @@ class MultiHeadAttention(nn.Module):
         *,
         num_kv_heads: int | None = None,
         score: Score | None = None,
-        position: Rotary | RelativeBias | None = None,
+        position: Rotary | PositionBias | None = None,
+        qk_norm: NormName | None = None,
+        norm_eps: float = 1e-5,
         causal: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -53,6 +56,8 @@ class MultiHeadAttention(nn.Module):
         self.rows = [num_heads * self.width, self.num_kv_heads * self.width, self.num_kv_heads * self.width]
         self.input = nn.Linear(dim, sum(self.rows))
         self.output = nn.Linear(dim, dim)
+        self.query_norm = make_norm(qk_norm, self.width, eps=norm_eps) if qk_norm else nn.Identity()
+        self.key_norm = make_norm(qk_norm, self.width, eps=norm_eps) if qk_norm else nn.Identity()
         for weight in (*self.input.weight.split(self.rows), self.output.weight):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.input.bias)
@@ -63,7 +68,7 @@ class MultiHeadAttention(nn.Module):
         """Project what will be attended to, without position."""
         rows = slice(self.rows[0], None)
         key, value = F.linear(source, self.input.weight[rows], self.input.bias[rows]).chunk(2, -1)
-        return KeysValues(self._split(key), self._split(value))
+        return KeysValues(self.key_norm(self._split(key)), self._split(value))
 
     def forward(
         self,
@@ -87,16 +92,17 @@ class MultiHeadAttention(nn.Module):
             )
         if memory is not None:
             rows = self.rows[0]
-            query = self._split(F.linear(x, self.input.weight[:rows], self.input.bias[:rows]))
+            query = self.query_norm(self._split(F.linear(x, self.input.weight[:rows], self.input.bias[:rows])))
             key, value = memory
         else:
             query, key, value = (self._split(part) for part in self.input(x).split(self.rows, -1))
+            query, key = self.query_norm(query), self.key_norm(key)
             if isinstance(self.position, Rotary):
                 offset = cache.length if cache is not None else 0
                 query, key = self.position(query, offset), self.position(key, offset)
             if cache is not None:
                 key, value = cache.append(key, value)
-        bias = self.position(query.size(2), key.size(2)) if isinstance(self.position, RelativeBias) else None
+        bias = self.position(query.size(2), key.size(2)) if isinstance(self.position, PositionBias) else None
         if self.record is not None:
             weights = attention_weights(query, key, score=self.score, mask=mask, bias=bias, causal=self.causal)
             self.record(weights.detach())

@@ -1,6 +1,7 @@
 """Where a token stands: added to the embedding, turned into the queries and keys, or a bias on the scores."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -101,7 +102,15 @@ class Rotary(nn.Module):
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
 
 
-class RelativeBias(nn.Module):
+class PositionBias(nn.Module, ABC):
+    """Numbers that are added to the scores, by where query and key stand."""
+
+    @abstractmethod
+    def forward(self, queries: int, keys: int) -> Float[Tensor, "1 heads queries keys"]:
+        """Return the bias of the last `queries` positions towards all `keys` positions."""
+
+
+class RelativeBias(PositionBias):
     """A learned number per head and distance, added to the scores; far distances share one in log-sized buckets.
 
     Source: Raffel et al. (2020), section 2.1, in the form of its published code: half of the buckets are exact

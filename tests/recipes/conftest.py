@@ -61,7 +61,8 @@ def trained(tmp_path_factory, cache_of_this_session) -> Trained:
         --data.folder {text} --data.vocabulary.size 60 --data.vocabulary.byte_fallback false --data.tokens 800
         --data.filter.max_length 63 --model.block.dim 32 --model.block.num_heads 2 --model.block.hidden_dim 96
         --model.block.dropout 0.0 --model.encoder_depth 1 --model.decoder_depth 1 --loss.smoothing 0 --search.beams 2
-        --model.block.position rotary --train.schedule cosine --train.steps 240 --train.lr 1e-2 --train.warmup 10 --train.evaluate_every 120 --train.save_every 80
+        --model.block.position rotary --train.schedule cosine --train.steps 240 --train.lr 1e-2 --train.warmup 10
+        --train.evaluate_every 120 --train.save_every 80
         --train.keep_last 3 --train.log_every 30 --train.threads 1 --expected.at_least 60
     """.split()
     arguments += ["--data.train", "[{source: train.en, target: train.de}]"]

@@ -1,0 +1,71 @@
+"""Say what is in images: files, and folders of them.
+
+python -m recipes.classify runs/digits four.png
+python -m recipes.classify runs/pets photos --top 3 --json true
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.config import launch
+from recipes.image_runs import load
+from tasks.errors import InputError
+from tasks.image_classification.classifier import Guess
+from tasks.image_classification.data import SUFFIXES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Classify images with a trained model."""
+
+    run: str
+    """Run folder of train_images."""
+    images: str
+    """An image, or a folder whose images, at any depth, are taken in the order of their paths."""
+    top: int = 1
+    """Classes to name for each image, the likeliest first."""
+    json: bool = False
+    """Write one JSON object a line instead of text."""
+    weights: str | None = None
+    """A .safetensors file or checkpoint folder to use instead of the final model."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"--top {self.top} names no class: choose 1 or more.")
+
+
+def main(recipe: Recipe) -> None:
+    """Classify and print a line for each image."""
+    classifier, paths = load(recipe.run, weights=recipe.weights), image_paths(Path(recipe.images))
+    for begin in range(0, len(paths), classifier.size):
+        chunk = paths[begin : begin + classifier.size]
+        for path, guesses in zip(chunk, classifier.classify(chunk, top=recipe.top), strict=True):
+            print(as_json(path, guesses) if recipe.json else as_text(path, guesses), flush=True)
+
+
+def image_paths(path: Path) -> list[Path]:
+    """Return the file, or the images below the folder. Raises InputError where there are none."""
+    if path.is_dir():
+        paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not paths:
+            raise InputError(f"{path} holds no images ({', '.join(SUFFIXES)}): name another folder, or a file.")
+        return paths
+    if not path.exists():
+        raise InputError(f"{path} does not exist: name an image, or a folder of images.")
+    return [path]
+
+
+def as_text(path: Path, guesses: list[Guess]) -> str:
+    """Write the path, then class and probability of each guess, separated by tabs."""
+    return "\t".join([str(path), *(f"{guess.name} {guess.probability:.1%}" for guess in guesses)])
+
+
+def as_json(path: Path, guesses: list[Guess]) -> str:
+    """Write path and guesses as one JSON object."""
+    found = [{"class": guess.name, "probability": round(guess.probability, 6)} for guess in guesses]
+    return json.dumps({"image": str(path), "classes": found}, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    launch(Recipe, main)

@@ -1,0 +1,30 @@
+"""The optimizer of a run: which weights decay, and which learn at another rate than the rest."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from recipes.train_config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, factors: Mapping[str, float]) -> torch.optim.Optimizer:
+    """Build the optimizer; `factors` says by name what the learning rate of a weight is multiplied by, 1 unless given.
+
+    Matrices decay, norms and biases do not. A weight of factor 0 is frozen: it needs no gradient any more.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, weight in model.named_parameters():
+        factor = factors.get(name, 1.0)
+        if factor == 0.0:
+            weight.requires_grad_(False)
+            continue
+        groups.setdefault((weight.dim() > 1, factor), []).append(weight)
+    settings = [
+        {"params": weights, "weight_decay": config.weight_decay if decays else 0.0, "factor": factor}
+        for (decays, factor), weights in groups.items()
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.betas[0], fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(settings, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

@@ -1,0 +1,196 @@
+"""How well images are classified, class by class and over all, by torchmetrics; and pictures of what goes wrong.
+
+Predictions are gathered over processes first and measured once.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+BINS = 15
+"""Bins of the calibration error, as Guo et al. (2017) take them."""
+NUMBERED_CLASSES = 20
+"""Most classes of which a picture of the confusion matrix also writes the counts; more would overlap."""
+LONGEST_NAME = 24
+"""Characters of a class name in a picture."""
+
+
+class Prediction(NamedTuple):
+    """What a model makes of one image."""
+
+    probabilities: np.ndarray
+    """(classes,) float32. Give an array, not a tensor: a row of a tensor is pickled with the whole tensor."""
+    label: int
+    """Place of the true class."""
+
+
+class ClassScore(NamedTuple):
+    """How one class fares; shares are from 0 to 1, and None where nothing is divided by."""
+
+    name: str
+    images: int
+    right: int
+    precision: float | None
+    """Of the images called this class, the share that are."""
+    recall: float | None
+    """Of the images of this class, the share that are called so."""
+    f1: float | None
+    """Harmonic mean of both."""
+    taken_for: str | None
+    """The wrong class that its images are called most often, the first of several; None if all are right."""
+    times: int
+    """How often."""
+
+
+def measure(predictions: Sequence[Prediction], classes: Sequence[str]) -> dict[str, float]:
+    """Return `loss` in nats, and in percent `top1`, `top5` where there are more than 5 classes, and `ece`.
+
+    `loss` is the mean negative log-likelihood of the true class, without label smoothing; a probability of 0 counts as
+    the smallest float32. `ece` is the expected calibration error (Guo et al. 2017) of the first class over 15 bins:
+    by how much confidence and accuracy differ. Raises ValueError where there are no predictions, or one does not fit
+    the classes.
+    """
+    probabilities, labels = _stack(predictions, classes)
+    count = len(classes)
+    likelihoods = probabilities.gather(1, labels[:, None]).clamp(min=torch.finfo(torch.float32).tiny)
+    result = {"loss": -float(likelihoods.double().log().mean())}
+    for best in (1, 5):
+        if best == 1 or count > best:
+            right = multiclass_accuracy(probabilities, labels, count, average="micro", top_k=best)
+            result[f"top{best}"] = 100 * float(right)
+    return result | {"ece": 100 * float(multiclass_calibration_error(probabilities, labels, count, n_bins=BINS))}
+
+
+def confusion_matrix(predictions: Sequence[Prediction], classes: Sequence[str]) -> Tensor:
+    """Count images as a (classes, classes) int64 matrix: one row per true class, one column per predicted class.
+
+    Raises ValueError as `measure` does.
+    """
+    probabilities, labels = _stack(predictions, classes)
+    return multiclass_confusion_matrix(probabilities.argmax(1), labels, len(classes))
+
+
+def class_scores(predictions: Sequence[Prediction], classes: Sequence[str]) -> list[ClassScore]:
+    """Return the score of each class, in the order of the classes. Raises ValueError as `measure` does."""
+    probabilities, labels = _stack(predictions, classes)
+    called, count = probabilities.argmax(1), len(classes)
+    matrix = multiclass_confusion_matrix(called, labels, count)
+    images, said, right = matrix.sum(1), matrix.sum(0), matrix.diag()
+    mistakes, taken_for = (matrix - right.diag()).max(1)
+    columns = [
+        _known(multiclass_precision(called, labels, count, average="none"), said),
+        _known(multiclass_recall(called, labels, count, average="none"), images),
+        _known(multiclass_f1_score(called, labels, count, average="none"), images + said),
+        [classes[wrong] if times else None for wrong, times in zip(taken_for.tolist(), mistakes.tolist(), strict=True)],
+    ]
+    return list(map(ClassScore, classes, images.tolist(), right.tolist(), *columns, mistakes.tolist()))
+
+
+def class_table(predictions: Sequence[Prediction], classes: Sequence[str]) -> Table:
+    """Lay out the scores of each class for people, in percent. Raises ValueError as `measure` does."""
+    table = Table("Class", "Images", "Right", "Precision", "Recall", "F1", "Most often taken for")
+    for each in class_scores(predictions, classes):
+        shares = ("-" if share is None else f"{100 * share:.1f}" for share in (each.precision, each.recall, each.f1))
+        wrong = f"{each.taken_for} ({each.times})" if each.taken_for is not None else "-"
+        table.add_row(each.name, str(each.images), str(each.right), *shares, wrong)
+    return table
+
+
+def worst_mistakes(predictions: Sequence[Prediction], count: int) -> list[int]:
+    """Return the places of up to `count` wrong predictions, the most confident first."""
+    called = [int(each.probabilities.argmax()) for each in predictions]
+    wrong = [place for place, each in enumerate(predictions) if called[place] != each.label]
+    return sorted(wrong, key=lambda place: -float(predictions[place].probabilities[called[place]]))[:count]
+
+
+def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Write a (classes, classes) confusion matrix as a picture, each row shaded by its share of the true class.
+
+    The ending of `path` says which kind of picture. Few classes have their counts written.
+    """
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    side = min(4 + 0.4 * len(classes), 40)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    names, places = [_short(name) for name in classes], range(len(classes))
+    axes.set_xticks(places, names, rotation=90, parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= NUMBERED_CLASSES:
+        for row, column in torch.cartesian_prod(torch.arange(len(classes)), torch.arange(len(classes))).tolist():
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(matrix[row, column])), ha="center", va="center", color=colour)
+    figure.savefig(path)
+
+
+def draw_mistakes(
+    images: Sequence[Tensor], predictions: Sequence[Prediction], classes: Sequence[str], path: Path
+) -> None:
+    """Write uint8 (channels, height, width) images in a grid, with what they were taken for, how surely, and the truth.
+
+    Give those that `worst_mistakes` names, and their predictions in the same order; of none, the picture says so.
+    Raises ValueError where there are not as many images as predictions.
+    """
+    if len(images) != len(predictions):
+        raise ValueError(f"{len(images)} images have {len(predictions)} predictions: give one for each image.")
+    columns = max(1, math.ceil(math.sqrt(len(images))))
+    rows = max(1, math.ceil(len(images) / columns))
+    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    if not images:
+        grid[0].text(0.5, 0.5, "no mistakes", ha="center", va="center")
+    for axes, image, each in zip(grid, images, predictions, strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(_caption(each, classes), fontsize=9, parse_math=False)
+    figure.savefig(path)
+
+
+def _caption(prediction: Prediction, classes: Sequence[str]) -> str:
+    called = int(prediction.probabilities.argmax())
+    sure = float(prediction.probabilities[called])
+    return f"{_short(classes[called])} ({sure:.0%})\nis {_short(classes[prediction.label])}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _known(shares: Tensor, divisors: Tensor) -> list[float | None]:
+    """Return shares, None where the divisor is 0, for which torchmetrics has a 0."""
+    return [share if divisor else None for share, divisor in zip(shares.tolist(), divisors.tolist(), strict=True)]
+
+
+def _stack(predictions: Sequence[Prediction], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return probabilities (predictions, classes) and labels (predictions,)."""
+    if not predictions:
+        raise ValueError("predictions=[] cannot be measured: give at least one.")
+    for place, each in enumerate(predictions):
+        if len(each.probabilities) != len(classes):
+            raise ValueError(
+                f"prediction {place} has {len(each.probabilities)} probabilities for {len(classes)} classes: "
+                "give one for each class."
+            )
+        if not 0 <= each.label < len(classes):
+            raise ValueError(
+                f"prediction {place} has label={each.label}: choose 0 to {len(classes) - 1}, a place among the classes."
+            )
+    probabilities = torch.from_numpy(np.stack([each.probabilities for each in predictions], dtype=np.float32))
+    return probabilities, torch.tensor([each.label for each in predictions])

@@ -1,0 +1,172 @@
+"""Weights of other libraries, or of a model with other classes or another resolution, made to fit one of ours."""
+
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tasks.errors import InputError
+from tasks.image_classification.layouts import detect_layout
+from tasks.image_classification.vit import VisionTransformer
+from transformer_core import resize_grid
+
+DERIVED = re.compile(r"(relative_position_index|attn_mask|mask_token|^(vit\.|deit\.)?pooler\..*)$")
+"""Tensors that follow from the sizes, or serve another task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """Weights to start from, and how far they may move."""
+
+    path: str = ""
+    """A .safetensors or .pth file of timm, torchvision, Hugging Face or one of our runs; empty: start at random."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches that it was trained on, where they were not a square."""
+    layer_decay: float = 1.0
+    """What the learning rate is multiplied by for each block further from the head (Clark et al. 2020); 1: the same."""
+    freeze: bool = False
+    """Train the head alone (linear probe)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: choose more than 0 and at most 1; 0.65 to 0.9 is usual.")
+
+
+class Fitted(NamedTuple):
+    """What became of the tensors of a file."""
+
+    tensors: dict[str, Tensor]
+    """All that the model needs, under its names."""
+    said: list[str]
+    """What was changed on the way, a line each."""
+
+
+def fit_pretrained(model: nn.Module, tensors: Mapping[str, Tensor], *, grid: tuple[int, int] | None = None) -> Fitted:
+    """Rename and reshape tensors of any known layout for `model`; no tensor is left out silently.
+
+    Heads for other classes stay as they are in `model`, at zero. Positions of another grid are stretched; `grid` is
+    theirs, square unless given. Raises InputError that names what is missing, unknown or of another shape.
+    """
+    named, own, said = rename(tensors), model.state_dict(), []
+    for name in [name for name in own if name.split(".")[0] in ("head", "distillation_head")]:
+        if name not in named or named[name].shape != own[name].shape:
+            found = list(named[name].shape) if name in named else "no such tensor"
+            said.append(f"{name} starts at zero: the file has {found}, the model {list(own[name].shape)}")
+            named[name] = own[name]
+    if "position" in named and isinstance(model, VisionTransformer) and "position" in own:
+        named["position"] = _positions(model, named, grid, said)
+    for name in [name for name in own if name.endswith("position.weight") and name in named]:
+        named[name] = _window_table(named[name], own[name], name, said)
+    problems = [f"{name} is missing" for name in own if name not in named]
+    problems += [f"{name} is not in the model" for name in named if name not in own]
+    problems += [
+        f"{name} is {list(named[name].shape)}, the model has {list(own[name].shape)}"
+        for name in own
+        if name in named and named[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise InputError(f"the pretrained weights do not fit the model: {'; '.join(problems[:6])}{more}")
+    return Fitted({name: named[name].to(own[name].dtype) for name in own}, said)
+
+
+def rate_factors(model: nn.Module, config: PretrainedConfig) -> dict[str, float]:
+    """Return the factor of the learning rate of each weight by its name; 0 where it stays as it is.
+
+    Blocks are counted from the head, which has a factor of 1, to what comes before the first, which has the smallest
+    (Bao et al. 2022, BEiT, appendix).
+    """
+    names = [name for name, _ in model.named_parameters()]
+    blocks = [block for block, _ in model.named_modules() if re.fullmatch(r"(encoder\.blocks|stages\.\d+)\.\d+", block)]
+    places = {f"{block}.": place for place, block in enumerate(blocks, 1)}
+    last = len(blocks) + 1
+
+    def place(name: str) -> int:
+        if found := next((place for block, place in places.items() if name.startswith(block)), 0):
+            return found
+        if merging := re.match(r"mergings\.(\d+)\.", name):  # goes with the stage before it
+            return max(place for block, place in places.items() if block.startswith(f"stages.{merging[1]}."))
+        first = name.startswith(("patches.", "patch_norm.", "stem.", "prefix", "position"))
+        return 0 if first else last
+
+    if config.freeze:
+        return {name: float("head" in name.split(".")[0]) for name in names}
+    return {name: config.layer_decay ** (last - place(name)) for name in names}
+
+
+def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors of a known layout our names, and join parts; tensors that have our names keep them."""
+    layout = detect_layout(tensors)
+    named: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if DERIVED.search(name):
+            continue
+        for pattern, replacement in layout:
+            name = re.sub(pattern, replacement, name)
+        name, _, part = name.partition("#")
+        tensor = tensor[0] if name in ("prefix", "position", "pool.query") and tensor.dim() == 3 else tensor
+        if part:
+            parts.setdefault(name, {})[part] = tensor
+        else:
+            named[name] = tensor
+    for name, found in parts.items():
+        named[name] = torch.cat([found[part] for part in sorted(found)])
+    return named
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read .safetensors, or the state dict in a file of torch.save; no pickled code is run.
+
+    Raises InputError where the file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"--pretrained.path {path} is no file: name a .safetensors or .pth file of weights.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--pretrained.path {path} cannot be read as weights: {reason}") from None
+    for key in ("state_dict", "model", "model_ema"):
+        saved = saved.get(key, saved) if isinstance(saved, dict) else saved
+    if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise InputError(f"--pretrained.path {path} holds no state dict: save the model's state_dict() alone.")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in saved.items()}
+
+
+def _positions(
+    model: VisionTransformer, named: Mapping[str, Tensor], grid: tuple[int, int] | None, said: list[str]
+) -> Tensor:
+    """Stretch learned positions to the grid of the model; those of the tokens before the patches stay."""
+    table, places = named["position"], model.grid[0] * model.grid[1]
+    prefix = model.config.prefix * model.config.position_of_prefix
+    if len(table) == prefix + places and grid in (None, model.grid):
+        return table
+    side = math.isqrt(len(table) - prefix)
+    old = grid or (side, side)
+    if prefix + old[0] * old[1] != len(table):
+        raise InputError(
+            f"the pretrained weights have {len(table)} positions, not {prefix} and a grid of {list(old)}: give the "
+            "grid they were trained on, --pretrained.grid."
+        )
+    said.append(f"positions stretched from a grid of {list(old)} to {list(model.grid)}")
+    return resize_grid(table, old, model.grid, prefix=prefix)
+
+
+def _window_table(table: Tensor, own: Tensor, name: str, said: list[str]) -> Tensor:
+    """Stretch the relative positions of a square window to another."""
+    old, new = math.isqrt(len(table)), math.isqrt(len(own))
+    if len(table) == len(own) or old**2 != len(table) or new**2 != len(own):
+        return table
+    said.append(f"{name} stretched from {old} x {old} offsets to {new} x {new}")
+    return resize_grid(table, (old, old), (new, new))

@@ -1,0 +1,170 @@
+"""Image classification as the training loop sees it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.errors import InputError
+from tasks.image_classification.augment import (
+    AugmentConfig,
+    TransformConfig,
+    apply,
+    augmentation_seed,
+    evaluation_transform,
+    mix_batch,
+    normalize,
+    planned_rows,
+    training_transform,
+)
+from tasks.image_classification.data import Images, LabelledImages
+from tasks.image_classification.distill import DistillConfig, distillation_loss
+from tasks.image_classification.evaluate import Prediction, measure
+from tasks.image_classification.model import ImageModelConfig, build_model
+from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
+from tasks.task import Loss, Split, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What training minimises."""
+
+    kind: Literal["cross_entropy", "binary"] = "cross_entropy"
+    """One class of all, or each class by itself, yes or no (Beyer et al. 2020), which suits mixed images."""
+    smoothing: float = 0.1
+    """Label smoothing: share of the label that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing={self.smoothing} is no share: choose 0 or more, and less than 1.")
+
+
+class Batch(NamedTuple):
+    """A micro-batch of images of one size."""
+
+    rows: list[int]
+    """The examples, by their row in the split."""
+    images: Tensor
+    """(batch, channels, height, width) uint8."""
+    labels: Tensor
+    """(batch,) places of the classes."""
+    seed: int
+    """Whence images are mixed in training."""
+
+
+class ImageClassification(Task[Batch]):
+    """Say what is in an image: data, model, augmentation, loss and scores."""
+
+    falling = frozenset({"loss", "ece"})
+
+    def __init__(
+        self,
+        data: Images,
+        model: ImageModelConfig,
+        augment: AugmentConfig,
+        transform: TransformConfig,
+        loss: LossConfig,
+        *,
+        pretrained: PretrainedConfig | None = None,
+        distill: DistillConfig | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.data, self.model, self.augment, self.transform, self.loss_config = data, model, augment, transform, loss
+        self.pretrained, self.distill = pretrained or PretrainedConfig(), distill or DistillConfig()
+        self.teacher = teacher
+        try:
+            with torch.device("meta"):  # the settings of a model are tried before data are read
+                build_model(model, 2, channels=data.channels)
+            self.train_transform = training_transform(augment, transform, model.image_size)
+            self.test_transform = evaluation_transform(transform, model.image_size)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def prepare(self, folder: Path) -> None:
+        """Open the images and keep the names of the classes in the run folder."""
+        self.images = LabelledImages(self.data, folder)
+
+    def tables(self) -> list[Any]:
+        """Return which images were left out."""
+        return [] if self.images.report is None else [self.images.report]
+
+    def build(self) -> nn.Module:
+        """Return a fresh model for the classes of the run, with the pretrained weights it is to start from."""
+        model = build_model(self.model, len(self.images.classes), channels=self.data.channels)
+        if self.pretrained.path:
+            fitted = fit_pretrained(model, read_tensors(Path(self.pretrained.path)), grid=self.pretrained.grid)
+            model.load_state_dict(fitted.tensors)
+        return model
+
+    def rate_factors(self, model: nn.Module) -> Mapping[str, float]:
+        """Train the first blocks more slowly than the last, or the head alone, as `pretrained` says."""
+        return rate_factors(model, self.pretrained)
+
+    def plan(self, split: Split, epoch: int) -> list[list[int]]:
+        """Shuffle the training images anew each epoch; take the others as they come."""
+        count, size = self.images.sizes[split], self.data.batch
+        if split == "train":
+            return planned_rows(count, size, self.augment.repeats, self.data.seed, epoch)
+        return [list(range(begin, min(begin + size, count))) for begin in range(0, count, size)]
+
+    def batch(self, split: Split, indices: Sequence[int], epoch: int) -> Batch:
+        """Read, decode and augment some images."""
+        seen: Counter[int] = Counter()
+        images = []
+        for row in indices:
+            image = self.images.image(split, row)
+            if split == "train":
+                seed = augmentation_seed(self.data.seed, epoch, row, seen[row])
+                images.append(apply(self.train_transform, image, seed))
+            else:
+                images.append(self.test_transform(image))
+            seen[row] += 1
+        labels = torch.tensor([self.images.label(split, row) for row in indices])
+        first = indices[0] if indices else 0
+        return Batch(list(indices), torch.stack(images), labels, augmentation_seed(self.data.seed, epoch, first, -1))
+
+    def targets(self, batch: Batch) -> int:
+        """Count images."""
+        return len(batch.rows)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Sum the loss over the images, mixed as the augmentation says, with the teacher's share if there is one."""
+        classes, config = len(self.images.classes), self.distill
+        images = normalize(batch.images, self.transform.mean, self.transform.std)
+        targets = F.one_hot(batch.labels, classes).to(images.dtype)
+        images, targets = mix_batch(images, targets, self.augment, batch.seed)
+        logits = model(images).float()
+        own, taught = logits.unbind(1) if logits.dim() == 3 else (logits, logits)
+        total = label_loss(own, targets, self.loss_config)
+        if self.teacher is None:
+            # Without a teacher both heads of a distilled model learn the labels.
+            return Loss(total if own is taught else (total + label_loss(taught, targets, self.loss_config)) / 2, {})
+        lesson = distillation_loss(taught, self.teacher.to(images.device)(images).float(), config)
+        report = {"label_loss": total.detach(), "teacher_loss": lesson.detach()}
+        return Loss((1 - config.weight) * total + config.weight * lesson, report)
+
+    def predict(self, split: Split, model: nn.Module, batch: Batch) -> list[tuple[int, Prediction]]:
+        """Return the probability of each class."""
+        logits = model(normalize(batch.images, self.transform.mean, self.transform.std))
+        probabilities = logits.float().softmax(1).cpu().numpy()
+        return [
+            (row, Prediction(each.copy(), label))
+            for row, each, label in zip(batch.rows, probabilities, batch.labels.tolist(), strict=True)
+        ]
+
+    def measure(self, split: Split, outputs: Sequence[Prediction]) -> dict[str, float]:
+        """Return loss, accuracy and calibration."""
+        return measure(outputs, self.images.classes)
+
+
+def label_loss(logits: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
+    """Sum the loss of (batch, classes) logits over the images; `targets` are shares of the classes."""
+    if config.kind == "cross_entropy":
+        return F.cross_entropy(logits, targets, label_smoothing=config.smoothing, reduction="sum")
+    smooth = targets * (1 - config.smoothing) + config.smoothing / targets.size(1)
+    return F.binary_cross_entropy_with_logits(logits, smooth, reduction="sum")

@@ -1,0 +1,145 @@
+"""Attention inside windows of a grid: a fold of the batch around the one multi-head attention."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from transformer_core.multihead import MultiHeadAttention
+from transformer_core.position import PositionBias
+
+Size = tuple[int, int]
+"""Height and width, in tokens."""
+
+
+def split_windows(x: Float[Tensor, "batch height width dim"], window: Size) -> Float[Tensor, "rows length dim"]:
+    """Cut grids into windows, row by row: `rows` is batch x windows, `length` the tokens of a window.
+
+    Height and width are multiples of those of the window.
+    """
+    batch, height, width, dim = x.shape
+    x = x.view(batch, height // window[0], window[0], width // window[1], window[1], dim)
+    return x.transpose(2, 3).reshape(-1, window[0] * window[1], dim)
+
+
+def join_windows(
+    x: Float[Tensor, "rows length dim"], window: Size, grid: Size
+) -> Float[Tensor, "batch height width dim"]:
+    """Undo `split_windows` for grids of the size `grid`."""
+    x = x.view(-1, grid[0] // window[0], grid[1] // window[1], window[0], window[1], x.size(-1))
+    return x.transpose(2, 3).reshape(-1, grid[0], grid[1], x.size(-1))
+
+
+@lru_cache(maxsize=64)
+def region_mask(
+    grid: Size, window: Size, shift: Size, device: torch.device
+) -> Bool[Tensor, "windows 1 length length"] | None:
+    """True between tokens of a window that were neighbours before the grid was padded and rolled by `shift`.
+
+    Rolling brings the far edges of the grid into one window, and padding fills the last ones; tokens of different
+    regions do not see each other, and nothing sees padding. None where every token may see its whole window.
+    Source: Liu et al. (2021), section 3.2, "cyclic shift". Kept for the next call with the same sizes.
+    """
+    padded = padded_size(grid, window)
+    if padded == grid and shift == (0, 0):
+        return None
+    with torch.inference_mode(False):  # the mask outlives an evaluation and is trained with afterwards
+        region = torch.zeros(padded, dtype=torch.int64, device=device)
+        for axis, step in enumerate(shift):
+            # After rolling, the last window of an axis holds its own tokens and those from the other edge.
+            wrapped = torch.arange(padded[axis], device=device) >= padded[axis] - step
+            region = 2 * region + (wrapped[:, None] if axis == 0 else wrapped[None, :]).long()
+        real = torch.zeros(padded, dtype=torch.bool, device=device)
+        real[: grid[0], : grid[1]] = True
+        real = real.roll((-shift[0], -shift[1]), (0, 1))
+        labels = split_windows(region[None, :, :, None].float(), window)[..., 0]
+        visible = split_windows(real[None, :, :, None].float(), window)[..., 0].bool()
+        return ((labels[:, :, None] == labels[:, None, :]) & visible[:, None, :])[:, None]
+
+
+def padded_size(grid: Size, window: Size) -> Size:
+    """Return the smallest multiple of the window that holds the grid."""
+    return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
+
+
+class WindowBias(PositionBias):
+    """A learned number per head and offset between two places of a window, added to the scores.
+
+    Source: Liu et al. (2021), section 3.2, "relative position bias". The table lies as in the published code: row
+    (dy + height - 1) * (2 width - 1) + (dx + width - 1) for a query dy below and dx right of its key.
+    """
+
+    def __init__(self, num_heads: int, window: Size) -> None:
+        super().__init__()
+        self.window = window
+        self.weight = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        self.register_buffer("index", self._index(), persistent=False)
+
+    index: Tensor
+
+    def _index(self) -> Int[Tensor, "length length"]:
+        height, width = self.window
+        row, column = (part.flatten() for part in torch.meshgrid(*map(torch.arange, self.window), indexing="ij"))
+        down, right = row[:, None] - row[None, :], column[:, None] - column[None, :]
+        return (down + height - 1) * (2 * width - 1) + right + width - 1
+
+    def forward(self, queries: int, keys: int) -> Float[Tensor, "1 heads queries keys"]:
+        """Return the bias between all places of a window.
+
+        Raises:
+            ValueError: there are not as many queries and keys as places in the window.
+        """
+        places = self.index.size(0)
+        if queries != places or keys != places:
+            raise ValueError(f"{queries} queries and {keys} keys are not the {places} places of window {self.window}.")
+        return self.weight[self.index.flatten()].view(places, places, -1).permute(2, 0, 1)[None]
+
+
+class WindowAttention(nn.Module):
+    """Let the tokens of a grid see those in their own window; every second layer moves the windows by half of one.
+
+    Source: Liu et al. (2021), section 3.2. A grid that is no multiple of the window is padded at the bottom and right,
+    and padding is not seen. Along an axis on which the grid fits into one window, nothing is moved.
+    """
+
+    def __init__(self, attention: MultiHeadAttention, window: Size, *, shifted: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.window, self.shifted = window, shifted
+
+    def forward(
+        self, x: Float[Tensor, "batch height width dim"], mask: None = None
+    ) -> Float[Tensor, "batch height width dim"]:
+        """Attend inside the windows; who sees whom follows from the grid, so there is no mask to give."""
+        grid = x.size(1), x.size(2)
+        allowed = region_mask(grid, self.window, self.shift(grid), x.device)
+        if allowed is not None:
+            allowed = allowed.expand(x.size(0), *allowed.shape).flatten(0, 1)
+        return self.unfold(self.attention(self.fold(x), mask=allowed), grid)
+
+    def fold(self, x: Float[Tensor, "batch height width features"]) -> Float[Tensor, "rows length features"]:
+        """Pad, roll and cut grids into windows: `rows` is batch x windows, `length` the tokens of a window."""
+        grid = x.size(1), x.size(2)
+        padded, shift = padded_size(grid, self.window), self.shift(grid)
+        x = F.pad(x, (0, 0, 0, padded[1] - grid[1], 0, padded[0] - grid[0])) if padded != grid else x
+        x = x.roll((-shift[0], -shift[1]), (1, 2)) if any(shift) else x
+        return split_windows(x, self.window)
+
+    def unfold(
+        self, x: Float[Tensor, "rows length features"], grid: Size
+    ) -> Float[Tensor, "batch height width features"]:
+        """Undo `fold` for grids of the size `grid`."""
+        shift = self.shift(grid)
+        x = join_windows(x, self.window, padded_size(grid, self.window))
+        x = x.roll(shift, (1, 2)) if any(shift) else x
+        return x[:, : grid[0], : grid[1]]
+
+    def shift(self, grid: Size) -> Size:
+        """Return by how many rows and columns the windows are moved."""
+        height, width = (
+            side // 2 if self.shifted and length > side else 0 for length, side in zip(grid, self.window, strict=True)
+        )
+        return height, width
