@@ -73,7 +73,7 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
         task, accumulate=config.accumulate, epoch=progress.epoch, window=progress.window, rank=rank, world=world
     )
     stream = windows(task, order, workers=config.workers, pin=accelerator.device.type == "cuda")
-    meter = Meter(accelerator)
+    meter = Meter(accelerator, task.unit)
     try:
         with closing(stream), StopRequest() as stop:
             while progress.step < config.steps and not progress.stopped_early:

@@ -17,8 +17,8 @@ from tasks.errors import InputError
 class Meter:
     """Sums of the updates since the last report, kept on the device until they are asked for."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, unit: str) -> None:
+        self.accelerator, self.unit = accelerator, unit
         self.restart()
 
     def restart(self) -> None:
@@ -76,7 +76,7 @@ class Meter:
         values = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         values |= {
             **({"train/grad_norm": float(finite.mean())} if len(finite) else {}),
-            "train/tokens_per_second": targets / elapsed,
+            f"train/{self.unit}_per_second": targets / elapsed,
             "train/waiting": waited / self.accelerator.num_processes,
             "train/skipped": progress.skipped,
             "train/epoch": progress.epoch,

@@ -34,6 +34,9 @@ class Task(ABC, Generic[Batch]):
     falling: frozenset[str] = frozenset({"loss", "perplexity"})
     """Metrics of `measure` of which less is better; of all others more is."""
 
+    unit: str = "targets"
+    """What `targets` counts, for the log: tokens, images."""
+
     @abstractmethod
     def prepare(self, folder: Path) -> None:
         """Make or load what the run folder keeps (a vocabulary, class names) and read the data.

@@ -186,7 +186,7 @@ class LabelledImages:
             try:
                 self._decode(split, row)
             except ImageError as error:
-                return error.with_traceback(None)  # which holds on to the data
+                return ImageError(error.name, error.reason)  # that one holds on to the data
 
         errors, size = [], self.sizes[split]
         with ThreadPoolExecutor(os.cpu_count()) as threads:

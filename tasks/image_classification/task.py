@@ -61,6 +61,7 @@ class ImageClassification(Task[Batch]):
     """Say what is in an image: data, model, augmentation, loss and scores."""
 
     falling = frozenset({"loss", "ece"})
+    unit = "images"
 
     def __init__(
         self,

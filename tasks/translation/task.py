@@ -72,6 +72,7 @@ class Translation(Task[Batch]):
     """Translate sentences: data, model, loss, search and scores."""
 
     falling = frozenset({"loss", "perplexity", "ter", "empty", "repetition", "copy"})
+    unit = "tokens"
 
     def __init__(
         self,

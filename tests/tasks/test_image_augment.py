@@ -87,7 +87,7 @@ def test_the_generators_of_the_caller_are_left_as_they_were():
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     for config in CHANGES:
         augmented(config, 3)
-    mix_batch(torch.rand(4, 3, 5, 7), torch.eye(4), AugmentConfig(mixup=0.2, cutmix=1.0), 3)
+    mix_batch(torch.ones(4, 3, 5, 7), torch.eye(4), AugmentConfig(mixup=0.2, cutmix=1.0), 3)
     planned_rows(11, 4, 2, 3, 0)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
@@ -144,7 +144,7 @@ def test_three_augment_takes_one_of_grey_solarized_and_blurred_evenly():
     assert strongest <= 4 and weakest <= 4
 
 
-@pytest.mark.parametrize("size", [(2, 9), (1, 1)])
+@pytest.mark.parametrize("size", [(2, 9), (5, 3)])
 def test_three_augment_blurs_images_smaller_than_its_reach(size):
     for seed in range(9):
         assert augmented({**PLAIN, "policy": "three"}, seed, size=size).shape == (3, *size)
