@@ -121,11 +121,13 @@ def test_images_at_any_depth_and_of_any_suffix_are_taken_and_other_files_are_not
     ]  # fmt: skip
 
 
-def test_a_class_may_be_a_link_to_a_folder(tmp_path):
+def test_a_class_and_a_folder_in_it_may_be_links(tmp_path):
     animals(tmp_path / "zoo")
-    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "cat").mkdir(parents=True)
+    (tmp_path / "part" / "cat" / "more").symlink_to(tmp_path / "zoo" / "cat")
     (tmp_path / "part" / "eel").symlink_to(tmp_path / "zoo" / "eel")
-    assert content(read(tmp_path, ImageSource(folder=str(tmp_path / "part")))) == [(40 + n, "eel") for n in range(4)]
+    expected = [(0, "cat"), (1, "cat"), (2, "cat"), (40, "eel"), (41, "eel"), (42, "eel"), (43, "eel")]
+    assert content(read(tmp_path, ImageSource(folder=str(tmp_path / "part")))) == expected
 
 
 def test_relative_paths_start_in_the_folder_and_the_home_folder_has_its_sign(tmp_path, monkeypatch):

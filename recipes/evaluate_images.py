@@ -1,0 +1,84 @@
+"""Score a trained image classifier: accuracy, calibration, class by class, and pictures of what goes wrong.
+
+python -m recipes.evaluate_images runs/digits
+python -m recipes.evaluate_images runs/pets --split valid --output pets_valid
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import send_to_device
+from rich.table import Table
+
+from recipes.config import launch
+from recipes.image_runs import load, make_task, recipe_of
+from recipes.processes import use_machine
+from recipes.tracking import console, number
+from tasks.errors import InputError
+from tasks.image_classification.classifier import Classifier
+from tasks.image_classification.distill import DistillConfig
+from tasks.image_classification.evaluate import (
+    Prediction,
+    class_table,
+    confusion_matrix,
+    draw_confusion,
+    draw_mistakes,
+    worst_mistakes,
+)
+from tasks.image_classification.pretrained import PretrainedConfig
+from tasks.image_classification.task import ImageClassification
+from tasks.task import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Score an image classifier and draw its mistakes."""
+
+    run: str
+    """Run folder of train_images, whose recipe says where the images lie."""
+    split: Split = "test"
+    """Which images."""
+    output: str = ""
+    """Folder for confusion.png and mistakes.png; empty: the run folder."""
+    mistakes: int = 25
+    """Images in mistakes.png, the most confident mistakes first."""
+    weights: str | None = None
+    """A .safetensors file or checkpoint folder to use instead of the final model."""
+
+
+def main(recipe: Recipe) -> None:
+    """Predict every image of the split, print the scores, write the pictures."""
+    use_machine(0)
+    # What a run started from, and who taught it, may be gone by now.
+    trained = replace(recipe_of(recipe.run), pretrained=PretrainedConfig(), distill=DistillConfig())
+    task, classifier = make_task(trained), load(recipe.run, weights=recipe.weights)
+    task.prepare(Path(recipe.run))
+    if recipe.split not in task.images.sizes:
+        raise InputError(f"{recipe.run} has no {recipe.split} images: choose --split {' or '.join(task.images.sizes)}.")
+    predictions, classes = predict(task, classifier, recipe.split), classifier.classes
+    scores = Table("", recipe.split, title=f"{len(predictions):,} images")
+    for name, value in task.measure(recipe.split, predictions).items():
+        scores.add_row(name, number(value))
+    console().print(scores, class_table(predictions, classes))
+    folder = Path(recipe.output or recipe.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_confusion(confusion_matrix(predictions, classes), classes, folder / "confusion.png")
+    worst = worst_mistakes(predictions, recipe.mistakes)
+    images = [task.images.image(recipe.split, row) for row in worst]
+    draw_mistakes(images, [predictions[row] for row in worst], classes, folder / "mistakes.png")
+    console().print(f"wrote {folder / 'confusion.png'} and {folder / 'mistakes.png'}", highlight=False, soft_wrap=True)
+
+
+@torch.inference_mode()
+def predict(task: ImageClassification, classifier: Classifier, split: Split) -> list[Prediction]:
+    """Return what the model makes of each image, in their order."""
+    found: list[Prediction] = []
+    for rows in task.plan(split, 0):
+        batch = send_to_device(task.batch(split, rows, 0), classifier.device)
+        found += [prediction for _, prediction in task.predict(split, classifier.model, batch)]
+    return found
+
+
+if __name__ == "__main__":
+    launch(Recipe, main)
