@@ -23,8 +23,8 @@ class Recipe:
     """Run folder of a training recipe."""
     output: str
     """File to write."""
-    last: int = 5
-    """How many checkpoints, counted from the newest."""
+    last: int | None = None
+    """How many checkpoints, counted from the newest; null: all that the run kept."""
 
 
 def main(recipe: Recipe) -> None:
@@ -32,10 +32,11 @@ def main(recipe: Recipe) -> None:
     paths = sorted(Path(recipe.run, CHECKPOINTS).glob("step-*"))
     if not paths:
         raise InputError(f"{recipe.run} has no {CHECKPOINTS}/step-*: name the run folder of a training recipe.")
-    if not 1 <= recipe.last <= len(paths):
+    last = len(paths) if recipe.last is None else recipe.last
+    if not 1 <= last <= len(paths):
         raise InputError(f"{recipe.run} has {len(paths)} checkpoints: choose --last from 1 to {len(paths)}.")
     try:
-        checkpoint.write_tensors(Path(recipe.output), mean_weights(paths[-recipe.last :]))
+        checkpoint.write_tensors(Path(recipe.output), mean_weights(paths[-last:]))
     except (OSError, SafetensorError) as error:
         raise InputError(f"--output {recipe.output}: cannot be written ({error}).") from error
 

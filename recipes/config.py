@@ -18,6 +18,8 @@ from recipes.settings import Settings, print_help
 from tasks.errors import InputError
 
 Recipe = TypeVar("Recipe")
+RECIPE = "recipe.yaml"
+"""File of the configuration in a run folder."""
 
 
 def read(recipe_class: type[Recipe], argv: Sequence[str] | None = None, *, default: Recipe | None = None) -> Recipe:
@@ -82,6 +84,14 @@ def write_config(recipe: Any, path: Path) -> None:
 def load_config(recipe_class: type[Recipe], path: Path) -> Recipe:
     """Read back what `write_config` wrote."""
     return read(recipe_class, [f"--config={path}"])
+
+
+def recipe_of(recipe_class: type[Recipe], run: str | Path) -> Recipe:
+    """Return the configuration that a run was trained with. Raises InputError where the folder holds none."""
+    path = Path(run, RECIPE)
+    if not path.exists():
+        raise InputError(f"{run} is no run folder: it has no {RECIPE}. Train first, or name another folder.")
+    return load_config(recipe_class, path)
 
 
 def flatten(recipe: Any, prefix: str = "") -> dict[str, Any]:

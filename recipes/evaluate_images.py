@@ -11,8 +11,9 @@ import torch
 from accelerate.utils import send_to_device
 from rich.table import Table
 
-from recipes.config import launch
-from recipes.image_runs import load, make_task, recipe_of
+from recipes import image_runs
+from recipes.config import launch, recipe_of
+from recipes.image_runs import load, make_task
 from recipes.processes import use_machine
 from recipes.tracking import console, number
 from tasks.errors import InputError
@@ -51,7 +52,7 @@ def main(recipe: Recipe) -> None:
     """Predict every image of the split, print the scores, write the pictures."""
     use_machine(0)
     # What a run started from, and who taught it, may be gone by now.
-    trained = replace(recipe_of(recipe.run), pretrained=PretrainedConfig(), distill=DistillConfig())
+    trained = replace(recipe_of(image_runs.Recipe, recipe.run), pretrained=PretrainedConfig(), distill=DistillConfig())
     task, classifier = make_task(trained), load(recipe.run, weights=recipe.weights)
     task.prepare(Path(recipe.run))
     if recipe.split not in task.images.sizes:

@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recipes import checkpoint
-from recipes.config import load_config
+from recipes.config import recipe_of
 from recipes.ladder import MODEL, Expected
 from recipes.train_config import TrainConfig
-from recipes.weights import load_tensors_into
+from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.image_classification.augment import AugmentConfig, TransformConfig
 from tasks.image_classification.classifier import Classifier
@@ -50,14 +49,6 @@ def make_task(recipe: Recipe) -> ImageClassification:
     )
 
 
-def recipe_of(run: str | Path) -> Recipe:
-    """Return the configuration that a run was trained with. Raises InputError where the folder holds none."""
-    path = Path(run, "recipe.yaml")
-    if not path.exists():
-        raise InputError(f"{run} is no run folder: it has no recipe.yaml. Train first, or name another folder.")
-    return load_config(Recipe, path)
-
-
 def load(run: str | Path, *, weights: str | Path | None = None) -> Classifier:
     """Load a classifier from its run folder, on the GPU if there is one.
 
@@ -68,16 +59,9 @@ def load(run: str | Path, *, weights: str | Path | None = None) -> Classifier:
     `weights` is a .safetensors file or a checkpoint folder instead of the final model.
     Raises InputError where the folder is not a finished run.
     """
-    recipe, classes = recipe_of(run), saved_classes(Path(run))
+    recipe, classes = recipe_of(Recipe, run), saved_classes(Path(run))
     model = build_model(recipe.model, len(classes), channels=recipe.data.channels)
-    path = Path(weights or Path(run, MODEL))
-    if not path.exists():
-        raise InputError(f"{path} does not exist: the run has not ended, or choose --weights among its checkpoints.")
-    if path.is_dir():
-        saved = checkpoint.load(path).tensors
-        load_tensors_into(model, saved.get("ema", saved["model"]))
-    else:
-        load_tensors_into(model, checkpoint.read_tensors(path))
+    load_weights(model, Path(weights or Path(run, MODEL)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(
         model.to(device),
@@ -89,16 +73,16 @@ def load(run: str | Path, *, weights: str | Path | None = None) -> Classifier:
     )
 
 
-def _load_teacher(recipe: Recipe) -> nn.Module:
+def _load_teacher(recipe: Recipe) -> Teacher:
     """Load the teacher that a recipe names, for images as the recipe makes them."""
-    theirs, classifier = recipe_of(recipe.distill.teacher), load(recipe.distill.teacher)
+    theirs, classifier = recipe_of(Recipe, recipe.distill.teacher), load(recipe.distill.teacher)
     if theirs.data.channels != recipe.data.channels:
         raise InputError(
             f"--distill.teacher {recipe.distill.teacher} sees {theirs.data.channels} channels, and --data.channels is "
             f"{recipe.data.channels}: give both the same."
         )
     own, given = (_mean_and_std(transform, recipe.data.channels) for transform in (theirs.transform, recipe.transform))
-    return Teacher(classifier.model, image_size=theirs.model.image_size, own=own, given=given)
+    return Teacher(classifier.model, classifier.classes, image_size=theirs.model.image_size, own=own, given=given)
 
 
 def _mean_and_std(transform: TransformConfig, channels: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from recipes.loop import Run, evaluate
 from recipes.state import checkpoint_path, mean_weights
 from recipes.tracking import console, number
 from recipes.train_config import TrainConfig
+from tasks.errors import InputError
 from tasks.task import Split, Task
 
 MODEL = "model.safetensors"
@@ -95,6 +96,8 @@ def table(results: dict[str, dict[str, dict[str, float]]], chosen: str) -> Table
 
 def verdict(metrics: dict[str, float], expected: Expected, run: Run, config: TrainConfig) -> str:
     """Compare with what the recipe is known to reach, and name the likely cause of a distance."""
+    if expected.metric not in metrics:
+        raise InputError(f"--expected.metric {expected.metric} is not reported: choose among {', '.join(metrics)}.")
     reached = metrics[expected.metric]
     said = f"{expected.metric} {number(reached)}, expected {number(expected.at_least)} or more"
     if reached >= expected.at_least:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from torch import nn
 
 from recipes import checkpoint
-from recipes.config import describe_difference, flatten, load_config, write_config
+from recipes.config import RECIPE, describe_difference, flatten, load_config, write_config
 from recipes.feed import Item, keys, windows
 from recipes.meter import Meter
 from recipes.optimizer import make_optimizer
@@ -59,8 +59,13 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     Raises InputError for what the user has to mend; whatever was saved stays.
     """
     folder = Path(config.out)
-    open_run(folder, recipe)
-    accelerator = start(config, folder, task)
+    began = open_run(folder, recipe)
+    try:
+        accelerator = start(config, folder, task)
+    except InputError:
+        if began:  # nothing was made with these settings, so others may follow
+            (folder / RECIPE).unlink(missing_ok=True)
+        raise
     state, model = build(task, config, accelerator)
     resume(state, folder, config, accelerator)
     progress = state.progress
@@ -111,15 +116,18 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     return Run(state, accelerator)
 
 
-def open_run(folder: Path, recipe: Any) -> None:
+def open_run(folder: Path, recipe: Any) -> bool:
     """Make the run folder and keep the configuration there, or compare it with the one that is kept.
+
+    Return whether the folder had none.
 
     Raises InputError where the folder belongs to another configuration: nothing is overwritten.
     """
     checkpoint.check_writable(folder)
-    kept = folder / "recipe.yaml"
+    kept = folder / RECIPE
     with FileLock(folder / ".lock"):
-        if kept.exists():
+        began = not kept.exists()
+        if not began:
             ignored = [key for key in flatten(recipe) if key.startswith(NOT_TRAINING)]
             ignored += [f"train.{name}" for name in MAY_CHANGE]
             differences = describe_difference(load_config(type(recipe), kept), recipe, ignore=ignored)
@@ -136,6 +144,7 @@ def open_run(folder: Path, recipe: Any) -> None:
         elif (folder / CHECKPOINTS).exists():
             raise InputError(f"{folder} has checkpoints but no recipe.yaml: choose another --train.out.")
         write_config(recipe, kept)
+    return began
 
 
 def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:

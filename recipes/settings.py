@@ -60,7 +60,10 @@ class Settings:
         waiting = list(arguments)
         while waiting:
             flag, equals, text = waiting.pop(0).partition("=")
-            if flag.startswith("--") and not equals:
+            switch = self.types.get(flag.removeprefix("--")) is bool
+            if switch and not equals and (not waiting or waiting[0].startswith("--")):
+                text = "true"
+            elif flag.startswith("--") and not equals:
                 if not waiting or waiting[0].startswith("--"):
                     self.problems.append(f"{flag} wants a value")
                     continue

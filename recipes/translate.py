@@ -18,9 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from recipes.config import launch
+from recipes import train_translation
+from recipes.config import launch, recipe_of
 from recipes.processes import use_machine
-from recipes.runs import load, recipe_of
+from recipes.runs import load
 from tasks.errors import InputError
 from tasks.translation.files import read_lines
 from transformer_core.search import SearchConfig
@@ -132,5 +133,14 @@ def opened(path: str | None) -> Iterator[TextIO]:
         yield file
 
 
+def with_search_of_run(recipe: Recipe) -> Recipe:
+    """Search as the run was scored, unless told otherwise."""
+    return replace(recipe, search=recipe_of(train_translation.Recipe, recipe.run).search)
+
+
 if __name__ == "__main__":
-    launch(Recipe, main, defaults=lambda recipe: replace(recipe, search=recipe_of(recipe.run).search))
+    launch(
+        Recipe,
+        main,
+        defaults=lambda recipe: replace(recipe, search=recipe_of(train_translation.Recipe, recipe.run).search),
+    )

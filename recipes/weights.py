@@ -1,10 +1,12 @@
 """Between models, optimizers and the named tensors that a file holds."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from recipes import checkpoint
 from tasks.errors import InputError
 
 
@@ -55,6 +57,24 @@ def load_tensors_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
         raise InputError(f"the checkpoint does not fit the model: {'; '.join(reasons[:8])}{more}")
     model.load_state_dict(dict(tensors))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a .safetensors file or a checkpoint folder, whose moving average is taken where it has one.
+
+    Raises InputError where there is no such thing, or it holds the weights of another model.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: the run has not ended, or choose --weights among its checkpoints.")
+    if path.is_dir():
+        saved = checkpoint.load(path).tensors
+        tensors = saved.get("ema", saved["model"])
+    else:
+        tensors = checkpoint.read_tensors(path)
+    try:
+        load_tensors_into(model, tensors)
+    except InputError as error:
+        raise InputError(f"{path} does not hold the weights of this run: {error}") from None
 
 
 def _as_tuple(name: str, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Learning from a teacher: its opinion of each image beside the label (Hinton et al. 2015; Touvron et al. 2021)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,18 +34,26 @@ class Teacher(nn.Module):
     """A classifier that sees the images of another model: brought to its size and to its mean and deviation."""
 
     def __init__(
-        self, model: nn.Module, *, image_size: tuple[int, int], own: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor]
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        *,
+        image_size: tuple[int, int],
+        own: tuple[Tensor, Tensor],
+        given: tuple[Tensor, Tensor],
     ) -> None:
         """Take a trained model.
 
         Args:
             model: maps (batch, channels, height, width) to logits.
+            classes: their names, in the order of the logits.
             image_size: height and width that it wants.
             own: mean and deviation of each channel that it was trained with, (channels,) each.
             given: those of the images it will be shown.
         """
         super().__init__()
-        self.model, self.image_size = model.eval().requires_grad_(False), image_size
+        self.model, self.classes = model.eval().requires_grad_(False), list(classes)
+        self.image_size = image_size
         scale = given[1] / own[1]
         self.register_buffer("scale", scale[:, None, None], persistent=False)
         self.register_buffer("shift", ((given[0] - own[0]) / own[1])[:, None, None], persistent=False)

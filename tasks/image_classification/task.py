@@ -23,7 +23,7 @@ from tasks.image_classification.augment import (
     training_transform,
 )
 from tasks.image_classification.data import Images, LabelledImages
-from tasks.image_classification.distill import DistillConfig, distillation_loss
+from tasks.image_classification.distill import DistillConfig, Teacher, distillation_loss
 from tasks.image_classification.evaluate import Prediction, measure
 from tasks.image_classification.model import ImageModelConfig, build_model
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
@@ -73,7 +73,7 @@ class ImageClassification(Task[Batch]):
         *,
         pretrained: PretrainedConfig | None = None,
         distill: DistillConfig | None = None,
-        teacher: nn.Module | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.data, self.model, self.augment, self.transform, self.loss_config = data, model, augment, transform, loss
         self.pretrained, self.distill = pretrained or PretrainedConfig(), distill or DistillConfig()
@@ -83,12 +83,38 @@ class ImageClassification(Task[Batch]):
                 build_model(model, 2, channels=data.channels)
             self.train_transform = training_transform(augment, transform, model.image_size)
             self.test_transform = evaluation_transform(transform, model.image_size)
+            normalize(torch.zeros(1, data.channels, 1, 1, dtype=torch.uint8), transform.mean, transform.std)
+            planned_rows(augment.repeats, data.batch, augment.repeats, data.seed, 0)
         except ValueError as error:
             raise InputError(str(error)) from None
 
     def prepare(self, folder: Path) -> None:
         """Open the images and keep the names of the classes in the run folder."""
         self.images = LabelledImages(self.data, folder)
+        if self.teacher is not None:
+            self._check_classes(self.teacher.classes)
+        try:
+            self.plan("train", 0)
+        except ValueError as error:
+            raise InputError(f"the training images cannot be cut into batches: {error}") from None
+
+    def _check_classes(self, theirs: Sequence[str]) -> None:
+        """Raise InputError where the logits of the teacher mean other classes."""
+        own = self.images.classes
+        if list(theirs) == own:
+            return
+        parts = [
+            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''} {what}"
+            for names, what in (
+                ([name for name in theirs if name not in own], "only the teacher knows"),
+                ([name for name in own if name not in theirs], "only the images have"),
+            )
+            if names
+        ]
+        raise InputError(
+            f"--distill.teacher {self.distill.teacher} was trained on other classes than those of the images "
+            f"({'; '.join(parts) or 'the same in another order'}): choose a teacher with the same classes."
+        )
 
     def tables(self) -> list[Any]:
         """Return which images were left out."""

@@ -166,7 +166,7 @@ def opened(path):
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("count", [2, 23])
+@pytest.mark.parametrize("count", [2, 23, 91])
 def test_a_picture_of_the_confusion_matrix_shades_what_is_there(tmp_path, count):
     names = [f"$class_{number}^ with quite a long name$" for number in range(count)]
     draw_confusion(torch.eye(count, dtype=torch.int64) * 3, names, tmp_path / "right.png")
