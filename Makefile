@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: setup demo test lint format clean
 setup: $(READY)
@@ -14,7 +15,9 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no -m recipes.train_translation
+	$(LAUNCH) -m recipes.train_images
+	$(BIN)/python -m recipes.classify runs/digits docs/digit.png --top 3
+	$(LAUNCH) -m recipes.train_translation
 	$(BIN)/python -m recipes.translate runs/demo --text "The meeting is on March 3, 2027 at 4:30 PM."
 
 test: lint
