@@ -9,7 +9,8 @@ from rich.table import Table
 from torch import Tensor
 
 from recipes import checkpoint
-from recipes.loop import Run, evaluate
+from recipes.evaluation import evaluate
+from recipes.loop import Run
 from recipes.state import checkpoint_path, mean_weights
 from recipes.tracking import console, number
 from recipes.train_config import TrainConfig

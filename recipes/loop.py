@@ -12,12 +12,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device
 from filelock import FileLock
 from torch import nn
 
 from recipes import checkpoint
 from recipes.config import RECIPE, describe_difference, flatten, load_config, write_config
+from recipes.evaluation import evaluate
 from recipes.feed import Item, keys, windows
 from recipes.meter import Meter
 from recipes.optimizer import make_optimizer
@@ -27,7 +28,7 @@ from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, checkpo
 from recipes.tracking import Display, JsonLines, console, number
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
-from tasks.task import Split, Task
+from tasks.task import Task
 
 MAY_CHANGE = (
     "out",
@@ -277,36 +278,6 @@ def validate(task: Task[Any], state: State, config: TrainConfig, accelerator: Ac
     if config.patience and progress.stale >= config.patience:
         display.line(f"stopping early: {config.monitor} has not improved in {progress.stale} validations")
         progress.stopped_early = True
-
-
-@torch.inference_mode()
-def evaluate(
-    task: Task[Any], model: nn.Module, split: Split, accelerator: Accelerator
-) -> tuple[dict[str, float], list[str]]:
-    """Predict every example of a split once, over all processes, and score all outputs together.
-
-    Args:
-        model: bare, with the weights to score; returned to the mode it came in.
-    """
-    plan = task.plan(split, 0)
-    was_training = model.training
-    model.eval()
-    found: list[tuple[int, Any]] = []
-    for rows in plan[accelerator.process_index :: accelerator.num_processes]:
-        batch = send_to_device(task.batch(split, rows, 0), accelerator.device)
-        with accelerator.autocast():
-            found += task.predict(split, model, batch)
-    model.train(was_training)
-    found = sorted(gather_object(found), key=lambda pair: pair[0])
-    count = sum(map(len, plan))
-    if [row for row, _ in found] != list(range(count)):
-        raise RuntimeError(f"The {len(found)} outputs of {split} are not one for each of its {count} examples.")
-    result: list[Any] = [None]
-    if accelerator.is_main_process:
-        outputs = [output for _, output in found]
-        result = [(task.measure(split, outputs), task.samples(split, outputs))]
-    broadcast_object_list(result)
-    return result[0]
 
 
 def save(state: State, folder: Path, config: TrainConfig, accelerator: Accelerator) -> None:

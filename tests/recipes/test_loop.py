@@ -19,7 +19,8 @@ from torch.testing import assert_close
 
 from recipes import checkpoint, reverse
 from recipes.config import launch, write_config
-from recipes.loop import build, evaluate, open_run, train
+from recipes.evaluation import evaluate
+from recipes.loop import build, open_run, train
 from recipes.reverse import PAD, Recipe, Reverse, Strings
 from recipes.schedule import learning_rate
 from recipes.state import MovingAverage

@@ -237,6 +237,12 @@ def test_a_data_set_of_files_is_read_by_its_splits_and_slices(tmp_path):
     assert message.startswith(f"dataset {folder} validation: cannot be loaded (") and "validation" in message
 
 
+def test_paths_in_a_data_set_start_in_its_folder(tmp_path):
+    save(tmp_path / "set" / "here" / "0.png", 7)
+    Dataset.from_dict({"image": ["here/0.png"], "label": ["cat"]}).save_to_disk(str(tmp_path / "set"))
+    assert content(read(tmp_path, ImageSource(dataset=str(tmp_path / "set")))) == [(7, "cat")]
+
+
 # Several sources.
 
 

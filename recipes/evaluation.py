@@ -1,0 +1,40 @@
+"""Scoring a split: every example once, over all processes, measured together."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from torch import nn
+
+from tasks.task import Split, Task
+
+
+@torch.inference_mode()
+def evaluate(
+    task: Task[Any], model: nn.Module, split: Split, accelerator: Accelerator
+) -> tuple[dict[str, float], list[str]]:
+    """Predict every example of a split once, over all processes, and score all outputs together.
+
+    Args:
+        model: bare, with the weights to score; returned to the mode it came in.
+    """
+    plan = task.plan(split, 0)
+    was_training = model.training
+    model.eval()
+    found: list[tuple[int, Any]] = []
+    for rows in plan[accelerator.process_index :: accelerator.num_processes]:
+        batch = send_to_device(task.batch(split, rows, 0), accelerator.device)
+        with accelerator.autocast():
+            found += task.predict(split, model, batch)
+    model.train(was_training)
+    found = sorted(gather_object(found), key=lambda pair: pair[0])
+    count = sum(map(len, plan))
+    if [row for row, _ in found] != list(range(count)):
+        raise RuntimeError(f"The {len(found)} outputs of {split} are not one for each of its {count} examples.")
+    result: list[Any] = [None]
+    if accelerator.is_main_process:
+        outputs = [output for _, output in found]
+        result = [(task.measure(split, outputs), task.samples(split, outputs))]
+    broadcast_object_list(result)
+    return result[0]
