@@ -12,7 +12,7 @@ from recipes.config import launch
 from recipes.image_runs import load
 from tasks.errors import InputError
 from tasks.image_classification.classifier import Guess
-from tasks.image_classification.data import SUFFIXES
+from tasks.image_classification.sources import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
+from tasks.errors import InputError
 from tasks.task import Task
 
 
@@ -36,7 +37,10 @@ class _MicroBatches(Dataset[Item]):
         self.task = task
 
     def __getitem__(self, key: Key) -> Item:
-        batch = self.task.batch("train", key.rows, key.epoch)
+        try:
+            batch = self.task.batch("train", key.rows, key.epoch)
+        except InputError as error:  # a worker would wrap it in a traceback
+            return Item(key, error, 0)
         return Item(key, batch, self.task.targets(batch) if key.real else 0)
 
 
@@ -65,7 +69,10 @@ def _ignore_sigterm(worker: int) -> None:
 
 
 def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -> Generator[list[Item], None, None]:
-    """Read micro-batches ahead in `workers` processes (0: in this one, when asked) and yield them window by window."""
+    """Read micro-batches ahead in `workers` processes (0: in this one, when asked) and yield them window by window.
+
+    Raises InputError for examples that cannot be read, when their turn comes.
+    """
     loader = DataLoader(
         _MicroBatches(task),
         batch_size=None,
@@ -77,6 +84,8 @@ def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -
     )
     window: list[Item] = []
     for item in loader:
+        if isinstance(item.batch, InputError):
+            raise item.batch
         window.append(item)
         if item.key.last:
             yield window

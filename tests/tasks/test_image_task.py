@@ -32,13 +32,14 @@ STILL = AugmentConfig(crop="none", flip=False)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Folders of 11 images of three classes, and of 7 for validation, of noise and of several sizes."""
+    """Folders of 11 images of three classes, and of 7 for validation, of many colours and several sizes."""
     folder, generator = tmp_path_factory.mktemp("pictures"), torch.Generator().manual_seed(3)
     for split, counts in (("train", (5, 2, 4)), ("valid", (1, 4, 2))):
         for name, count in zip(CLASSES, counts, strict=True):
             (folder / split / name).mkdir(parents=True)
             for number in range(count):
-                values = torch.randint(256, (8 + number % 3, 12 + number % 2, 3), generator=generator)
+                noise = torch.rand(8 + number % 3, 12 + number % 2, 3, generator=generator)
+                values = 255 * (torch.rand(3, generator=generator) + noise) / 2
                 Image.fromarray(values.byte().numpy()).save(folder / split / name / f"{number}.png")
     return folder
 
@@ -70,7 +71,7 @@ def make(pictures, tmp_path):
 def scrambled(model: nn.Module) -> nn.Module:
     """Large random weights everywhere, in the heads too."""
     for weight in model.parameters():
-        nn.init.normal_(weight, std=0.3)
+        nn.init.normal_(weight, 0.0 if weight.dim() > 1 else 0.5, 0.5 if weight.dim() > 1 else 0.2)
     return model
 
 
@@ -181,7 +182,8 @@ def test_mixed_images_have_mixed_labels(make):
 
 def teach(task: ImageClassification, make, distill: DistillConfig, **fields) -> tuple[ImageClassification, nn.Module]:
     """Return a task like the first with a teacher, and the bare model of it."""
-    bare = scrambled(build_model(MODEL, 3, channels=3))
+    bare = scrambled(build_model(MODEL, 3, channels=3)).requires_grad_(False)
+    bare.head.bias -= bare(2 * torch.rand(64, 3, 1, 1).expand(-1, -1, 8, 12) - 1).mean(0)  # of many opinions
     centre = torch.full((3,), 0.5), torch.full((3,), 0.5)
     teacher = Teacher(bare, CLASSES, image_size=MODEL.image_size, own=centre, given=centre)
     return make(task.model, distill=distill, teacher=teacher, loss=task.loss_config, **fields), bare
