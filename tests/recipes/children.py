@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 from recipes.config import launch
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "torch._dynamo", "children", "recipes.reverse", "recipes.train_translation"])
+SERVER.set_forkserver_preload(
+    ["pytest", "torch._dynamo", "children", "recipes.reverse", "recipes.train_translation", "recipes.train_images"]
+)
 
 
 class Ended(NamedTuple):
