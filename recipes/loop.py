@@ -27,6 +27,7 @@ from recipes.schedule import learning_rate
 from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, checkpoint_path, derived_seed
 from recipes.tracking import Display, JsonLines, console, number
 from recipes.train_config import TrainConfig
+from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.task import Task
 
@@ -193,7 +194,7 @@ def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tup
 
 
 def resume(state: State, folder: Path, config: TrainConfig, accelerator: Accelerator) -> None:
-    """Continue from the newest whole checkpoint, chosen by the main process for all."""
+    """Continue from the newest whole checkpoint, chosen by the main process for all, or begin as the settings say."""
     chosen: list[Path | None] = [None]
     if accelerator.is_main_process:
         chosen = [checkpoint.newest(folder / CHECKPOINTS)]
@@ -201,6 +202,9 @@ def resume(state: State, folder: Path, config: TrainConfig, accelerator: Acceler
     if chosen[0] is not None:
         state.load(chosen[0])
         state.progress.stopped_early = bool(config.patience) and state.progress.stale >= config.patience
+    elif config.start_from:
+        load_weights(state.model, Path(config.start_from))
+        state.average = MovingAverage(state.model, config.ema) if config.ema else None
 
 
 def trackers(accelerator: Accelerator, config: TrainConfig, recipe: Any, step: int) -> None:

@@ -66,6 +66,8 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     tensorboard: bool = True
     """Log to TensorBoard in the run folder, beside metrics.jsonl."""
+    start_from: str = ""
+    """Weights of the same model to begin with, a .safetensors file or a checkpoint folder; empty: random ones."""
     seed: int = 1
     """Weights and dropout."""
 

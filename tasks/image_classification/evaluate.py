@@ -26,8 +26,8 @@ BINS = 15
 """Bins of the calibration error, as Guo et al. (2017) take them."""
 NUMBERED_CLASSES = 20
 """Most classes of which a picture of the confusion matrix also writes the counts; more would overlap."""
-NAMED_CLASSES = 90
-"""Most classes whose names it writes."""
+NAMED_CLASSES = 50
+"""Most classes whose names it writes; beyond them it does not grow."""
 LONGEST_NAME = 24
 """Characters of a class name in a picture."""
 
@@ -124,10 +124,10 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
     """Write a (classes, classes) confusion matrix as a picture, each row shaded by its share of the true class.
 
     The ending of `path` says which kind of picture. Of more
-    than 20 classes no counts are written, of more than 90 no names.
+    than 20 classes no counts are written, of more than 50 no names.
     """
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    side = min(4 + 0.4 * len(classes), 40)
+    side = 4 + 0.4 * min(len(classes), NAMED_CLASSES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
