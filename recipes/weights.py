@@ -65,7 +65,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises InputError where there is no such thing, or it holds the weights of another model.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist: name the weights of a run that has ended, or one of its checkpoints.")
+        raise InputError(f"{path} does not exist: the run has not ended; name one that has, or one of its checkpoints.")
     if path.is_dir():
         saved = checkpoint.load(path).tensors
         tensors = saved.get("ema", saved["model"])

@@ -128,7 +128,7 @@ class Augmentation:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the augmented image; raises ValueError where `mean` fits other channels than its."""
-        # torchvision would stretch an image of one channel to three colours without a word.
+        # torchvision notices only once a random step has something to fill, and names no setting.
         _check_channels("mean", self.mean, image.size(0))
         for step in self.steps:
             image = step(image)

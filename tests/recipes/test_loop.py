@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -253,6 +254,28 @@ def test_training_goes_on_after_validation_as_if_there_had_been_none(tmp_path):
     assert often.metrics("train/loss") == never.metrics("train/loss")
     assert_close(often.saved(7), never.saved(7), rtol=0, atol=0)
     assert often.steps() == never.steps() == list(range(1, 8))
+
+
+def test_a_run_may_begin_with_the_weights_of_another(tmp_path):
+    first = Toy(tmp_path / "first").train()
+    given = str(tmp_path / "first" / "checkpoints" / "step-00000007")
+    still = Toy(tmp_path / "still", start_from=given, lr=0.0, ema=0.5, seed=2).train()
+    assert_close(still.saved(1), first.saved(7), rtol=0, atol=0)
+    assert_close(still.saved(1, "ema"), first.saved(7))
+    Toy(tmp_path / "moved", start_from=given).train()
+    shutil.rmtree(tmp_path / "first")
+    again = Toy(tmp_path / "moved", start_from=given, steps=9).train()  # needed at the start alone
+    assert again.steps()[-2:] == [8, 9]
+
+
+def test_weights_to_begin_with_that_are_not_there_or_another_models_are_refused(tmp_path):
+    with pytest.raises(InputError, match="weights.safetensors does not exist: the run has not ended"):
+        Toy(tmp_path / "a", start_from=str(tmp_path / "weights.safetensors")).train()
+    other = Toy(tmp_path / "other", block=replace(BLOCK, hidden_dim=20)).train()
+    given = str(tmp_path / "other" / "checkpoints" / "step-00000007")
+    with pytest.raises(InputError, match="does not hold the weights of this model: .*feed_forward"):
+        Toy(tmp_path / "b", start_from=given).train()
+    assert other.steps()[-1] == 7
 
 
 # The optimizer
