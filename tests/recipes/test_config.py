@@ -243,6 +243,13 @@ def test_a_mistake_in_a_file_is_named_with_its_line(config, text, message):
     assert complaint(config(text)).startswith(message)
 
 
+def test_a_flag_of_yes_or_no_may_stand_alone():
+    for arguments in (["--train.resume"], ["--train.resume", "--seed", "3"], ["--train.resume", "true"]):
+        recipe = read(Recipe, arguments, default=replace(Recipe(), train=Train(resume=False)))
+        assert recipe.train.resume is True
+        assert recipe.seed == (3 if "--seed" in arguments else Recipe().seed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

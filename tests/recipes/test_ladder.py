@@ -15,6 +15,7 @@ from recipes.ladder import Expected, candidates, finish, verdict
 from recipes.loop import Run, train
 from recipes.reverse import Recipe, Reverse, Strings
 from recipes.train_config import TrainConfig
+from tasks.errors import InputError
 from transformer_core import BlockConfig
 
 BLOCK = BlockConfig(dim=8, num_heads=2, hidden_dim=12, dropout=0.1)
@@ -127,3 +128,10 @@ def test_a_run_below_what_is_expected_is_told_the_likely_cause(tmp_path, skipped
     _, run, config = trained(tmp_path, average=0, steps=9)
     run.state.progress.skipped, run.state.progress.best = skipped, [(0.0, best)]
     assert cause in verdict({"near": 1.0}, Expected(metric="near", at_least=2.0), run, config)
+
+
+def test_a_metric_that_is_not_reported_is_told_once_the_model_is_safe(tmp_path):
+    task, run, config = trained(tmp_path, average=0)
+    with pytest.raises(InputError, match="--expected.metric neer is not reported: choose among loss, near"):
+        finish(task, run, config, Expected(metric="neer", at_least=0.0), ["valid"])
+    assert (tmp_path / "model.safetensors").exists() and (tmp_path / "report.json").exists()

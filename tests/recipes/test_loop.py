@@ -278,6 +278,23 @@ def test_weights_to_begin_with_that_are_not_there_or_another_models_are_refused(
     assert other.steps()[-1] == 7
 
 
+class Unreadable(Reverse):
+    """A task whose data cannot be read."""
+
+    def prepare(self, folder: Path) -> None:
+        raise InputError("nothing to read")
+
+
+def test_a_first_start_that_fails_leaves_the_folder_to_other_settings(tmp_path):
+    first = Toy(tmp_path / "run", seed=1)
+    with pytest.raises(InputError, match="nothing to read"):
+        first.train(Unreadable(STRINGS, BLOCK, 1))
+    assert Toy(tmp_path / "run", seed=2).train().steps()[-1] == 7
+    with pytest.raises(InputError, match="nothing to read"):
+        Toy(tmp_path / "run", seed=2).train(Unreadable(STRINGS, BLOCK, 1))
+    assert (tmp_path / "run" / "recipe.yaml").exists()  # a run that has begun stays what it is
+
+
 # The optimizer
 
 
