@@ -64,12 +64,12 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     began = open_run(folder, recipe)
     try:
         accelerator = start(config, folder, task)
+        state, model = build(task, config, accelerator)
+        resume(state, folder, config, accelerator)
     except InputError:
         if began:  # nothing was made with these settings, so others may follow
             (folder / RECIPE).unlink(missing_ok=True)
         raise
-    state, model = build(task, config, accelerator)
-    resume(state, folder, config, accelerator)
     progress = state.progress
     trackers(accelerator, config, recipe, progress.step)
     display = Display(steps=config.steps, done=progress.step, main=accelerator.is_main_process)

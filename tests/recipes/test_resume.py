@@ -68,7 +68,8 @@ def newest(out: Path) -> int:
 def losses(out: Path) -> list[dict]:
     """Return the lines of metrics without what the clock says."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("train/targets_per_second", "train/waiting")} for line in lines]
+    clock = "_per_second", "train/waiting"
+    return [{name: value for name, value in line.items() if not name.endswith(clock)} for line in lines]
 
 
 def tensors(out: Path) -> dict[str, Tensor]:

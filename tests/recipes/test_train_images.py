@@ -463,7 +463,6 @@ def test_damaged_images_are_left_out_and_listed_where_that_is_asked_for(trained,
 
 
 def test_pretrained_weights_that_cannot_be_used(refusal, trained, tmp_path):
-    refusal = partial(refusal, left_there=["recipe.yaml"])
     assert f"--pretrained.path {tmp_path}/no.pth is no file" in refusal("--pretrained.path", tmp_path / "no.pth")
     for name in ("text.safetensors", "text.pth"):
         (tmp_path / name).write_text("no weights\nat all")

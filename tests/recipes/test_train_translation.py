@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recipes import checkpoint, state, train_translation
+from recipes import checkpoint, state, train_images, train_translation
 from recipes.config import launch, load_config, read
 from recipes.runs import load
 from recipes.state import State
 from recipes.weights import load_tensors_into
+from tasks.errors import InputError
 from tasks.translation.evaluate import ScoreConfig, score
 from tasks.translation.model import TranslationModel
 from tasks.translation.pairs import saved_vocabularies
@@ -191,9 +193,12 @@ def test_every_option_at_once_trains_averages_and_translates(trained, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_a_configuration(path):
-    recipe = read(train_translation.Recipe, [f"--config={path}"])
-    assert recipe != train_translation.Recipe()
+def test_every_recipe_is_a_configuration_of_one_program(path):
+    programs = []
+    for kind in (train_translation.Recipe, train_images.Recipe):
+        with suppress(InputError):
+            programs.append(read(kind, [f"--config={path}"]))
+    assert len(programs) == 1
 
 
 @pytest.mark.parametrize(("name", "millions"), [("base", 65), ("big", 213)])
