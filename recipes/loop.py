@@ -60,17 +60,8 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     `recipe` is the whole configuration, kept in the run folder and compared when the run is continued.
     Raises InputError for what the user has to mend; whatever was saved stays.
     """
-    folder = Path(config.out)
-    began = open_run(folder, recipe)
-    try:
-        accelerator = start(config, folder, task)
-        state, model = build(task, config, accelerator)
-        resume(state, folder, config, accelerator)
-    except InputError:
-        if began:  # nothing was made with these settings, so others may follow
-            (folder / RECIPE).unlink(missing_ok=True)
-        raise
-    progress = state.progress
+    accelerator, state, model = prepare(task, config, recipe)
+    folder, progress = Path(config.out), state.progress
     trackers(accelerator, config, recipe, progress.step)
     display = Display(steps=config.steps, done=progress.step, main=accelerator.is_main_process)
     if progress.step:
@@ -116,6 +107,21 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
         for tracker in accelerator.trackers:
             tracker.finish()
     return Run(state, accelerator)
+
+
+def prepare(task: Task[Any], config: TrainConfig, recipe: Any) -> tuple[Accelerator, State, nn.Module]:
+    """Do what comes before the first update: open the run folder, join the processes, read the data, make the model."""
+    folder = Path(config.out)
+    began = open_run(folder, recipe)
+    try:
+        accelerator = start(config, folder, task)
+        state, model = build(task, config, accelerator)
+        resume(state, folder, config, accelerator)
+    except InputError:
+        if began:  # nothing was made with these settings, so others may follow
+            (folder / RECIPE).unlink(missing_ok=True)
+        raise
+    return accelerator, state, model
 
 
 def open_run(folder: Path, recipe: Any) -> bool:
