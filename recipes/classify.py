@@ -1,7 +1,7 @@
 """Say what is in images: files, and folders of them.
 
 python -m recipes.classify runs/digits four.png
-python -m recipes.classify runs/pets photos --top 3 --json true
+python -m recipes.classify runs/pets photos --top 3 --json
 """
 
 import json

@@ -215,15 +215,20 @@ def planned_rows(count: int, batch: int, repeats: int, seed: int, epoch: int) ->
     every image comes in one of them. The copies lie as far apart as they can, so that `mix_batch` mixes different
     images. `batch` counts samples; the last micro-batch of an epoch may be smaller, and nothing is dropped.
 
-    Raises ValueError if `batch` does not hold all repeats of an image, or there are fewer images than repeats.
+    Raises ValueError as `check_plan` does.
     """
-    _check("batch", batch, batch >= 1 and batch % repeats == 0, f"a multiple of the repeats, {repeats}")
-    _check("repeats", repeats, repeats <= max(count, 1), f"at most the number of images, {count}")
+    check_plan(count, batch, repeats)
     cycle, part = divmod(epoch, repeats)
     order = np.random.default_rng([seed, cycle]).permutation(count)
     shown: list[int] = order[part * count // repeats : (part + 1) * count // repeats].tolist()
     different = batch // repeats
     return [shown[begin : begin + different] * repeats for begin in range(0, len(shown), different)]
+
+
+def check_plan(count: int, batch: int, repeats: int) -> None:
+    """Raise ValueError if `batch` does not hold all repeats of an image, or there are fewer images than repeats."""
+    _check("batch", batch, batch >= 1 and batch % repeats == 0, f"a multiple of the repeats, {repeats}")
+    _check("repeats", repeats, repeats <= max(count, 1), f"at most the number of images, {count}")
 
 
 def augmentation_seed(seed: int, epoch: int, row: int, occurrence: int) -> int:

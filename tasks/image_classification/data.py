@@ -16,9 +16,17 @@ from datasets import Dataset
 from rich.table import Table
 from torch import Tensor
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.image_classification.decode import ImageError, read_image
-from tasks.image_classification.sources import IMAGE, ImageSource, Source, encoded, listed, one_line, open_source
+from tasks.image_classification.sources import (
+    IMAGE,
+    ImageSource,
+    Source,
+    class_difference,
+    encoded,
+    listed,
+    open_source,
+)
 from tasks.task import Split
 
 CLASSES = "classes.json"
@@ -176,10 +184,9 @@ def _keep_classes(classes: list[str], folder: Path) -> None:
         aside.write_text(json.dumps(classes, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
         aside.replace(path)
     elif (kept := saved_classes(folder)) != classes:
-        lost, new = [x for x in kept if x not in classes], [x for x in classes if x not in kept]
-        parts = [f"{listed(names)} {what}" for names, what in ((lost, "is gone"), (new, "is new")) if names]
+        difference = class_difference(kept, classes, "is gone", "is new") or "in another order"
         raise InputError(
-            f"{path}: the run began with other classes ({'; '.join(parts) or 'in another order'}): "
+            f"{path}: the run began with other classes ({difference}): "
             "give back the data that it began with, or start a new run."
         )
 

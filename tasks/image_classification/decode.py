@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, by Pillow's names: its other readers are rarely tried, and one of them starts Ghostscript."""
@@ -56,7 +56,7 @@ def read_image(data: bytes, *, channels: int, name: str, max_pixels: int) -> Ten
     except ImageError:
         raise
     except Exception as error:  # of many kinds, SyntaxError among them; all of them concern the data
-        raise ImageError(name, f"cannot be decoded ({_one_line(error)})") from error
+        raise ImageError(name, f"cannot be decoded ({one_line(error)})") from error
     return torch.from_numpy(values).view(*values.shape[:2], channels).permute(2, 0, 1).contiguous()
 
 
@@ -96,7 +96,3 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     if "transparency" in image.info:
         values = np.where(values == image.info["transparency"], white, values)
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.image_classification.decode import ImageError
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -216,6 +216,10 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 
 
-def one_line(error: BaseException) -> str:
-    """Write what an error says on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def class_difference(first: Sequence[str], second: Sequence[str], only_first: str, only_second: str) -> str:
+    """Write which names stand in one list alone and what is said of them; empty where only the orders differ."""
+    groups = (
+        ([name for name in first if name not in second], only_first),
+        ([name for name in second if name not in first], only_second),
+    )
+    return "; ".join(f"{listed(names)} {said}" for names, said in groups if names)

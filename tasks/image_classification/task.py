@@ -16,6 +16,7 @@ from tasks.image_classification.augment import (
     TransformConfig,
     apply,
     augmentation_seed,
+    check_plan,
     evaluation_transform,
     mix_batch,
     normalize,
@@ -27,6 +28,7 @@ from tasks.image_classification.distill import DistillConfig, Teacher, distillat
 from tasks.image_classification.evaluate import Prediction, measure
 from tasks.image_classification.model import ImageModelConfig, build_model
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
+from tasks.image_classification.sources import class_difference
 from tasks.task import Loss, Split, Task
 
 
@@ -84,7 +86,7 @@ class ImageClassification(Task[Batch]):
             self.train_transform = training_transform(augment, transform, model.image_size)
             self.test_transform = evaluation_transform(transform, model.image_size)
             normalize(torch.zeros(1, data.channels, 1, 1, dtype=torch.uint8), transform.mean, transform.std)
-            planned_rows(augment.repeats, data.batch, augment.repeats, data.seed, 0)
+            check_plan(augment.repeats, data.batch, augment.repeats)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -94,7 +96,7 @@ class ImageClassification(Task[Batch]):
         if self.teacher is not None:
             self._check_classes(self.teacher.classes)
         try:
-            self.plan("train", 0)
+            check_plan(self.images.sizes["train"], self.data.batch, self.augment.repeats)
         except ValueError as error:
             raise InputError(f"the training images cannot be cut into batches: {error}") from None
 
@@ -103,17 +105,10 @@ class ImageClassification(Task[Batch]):
         own = self.images.classes
         if list(theirs) == own:
             return
-        parts = [
-            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''} {what}"
-            for names, what in (
-                ([name for name in theirs if name not in own], "only the teacher knows"),
-                ([name for name in own if name not in theirs], "only the images have"),
-            )
-            if names
-        ]
+        difference = class_difference(theirs, own, "only the teacher knows", "only the images have")
         raise InputError(
             f"--distill.teacher {self.distill.teacher} was trained on other classes than those of the images "
-            f"({'; '.join(parts) or 'the same in another order'}): choose a teacher with the same classes."
+            f"({difference or 'the same in another order'}): choose a teacher with the same classes."
         )
 
     def tables(self) -> list[Any]:

@@ -20,14 +20,13 @@ import numpy as np
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.translation.files import (
     TABLES,
     Pair,
     check_strings,
     existing_file,
     known_column,
-    one_line,
     read_pairs,
     table_kind,
 )

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 
 TABLES = (".tsv", ".csv", ".jsonl", ".parquet")
 
@@ -78,11 +78,6 @@ def check_strings(column: pa.ChunkedArray, name: str, place: str, before: int = 
     if column.null_count:
         row = before + column.is_null().index(True).as_py() + 1
         raise InputError(f"{place}: column {name} has no value in row {row}: fill it or take the row out.")
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an error of some library without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

@@ -13,11 +13,10 @@ import datasets.config
 import numpy as np
 from datasets import Dataset
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.task import Split
 from tasks.translation.batching import epoch_examples, plan_batches
 from tasks.translation.data import Corpus, read_corpora
-from tasks.translation.files import one_line
 from tasks.translation.filters import Filter, Report, apply_filter
 from tasks.translation.locale_corpus import locale_pairs
 from tasks.translation.vocabulary import Vocabulary, VocabularyConfig, train_vocabulary
