@@ -7,20 +7,17 @@ python -m recipes.evaluate_images runs/pets --split valid --output pets_valid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from accelerate.utils import send_to_device
 from rich.table import Table
 
 from recipes import image_runs
 from recipes.config import launch, recipe_of
+from recipes.evaluation import predict
 from recipes.image_runs import load, make_task
 from recipes.processes import use_machine
 from recipes.tracking import console, number
 from tasks.errors import InputError
-from tasks.image_classification.classifier import Classifier
 from tasks.image_classification.distill import DistillConfig
 from tasks.image_classification.evaluate import (
-    Prediction,
     class_table,
     confusion_matrix,
     draw_confusion,
@@ -28,7 +25,6 @@ from tasks.image_classification.evaluate import (
     worst_mistakes,
 )
 from tasks.image_classification.pretrained import PretrainedConfig
-from tasks.image_classification.task import ImageClassification
 from tasks.task import Split
 
 
@@ -57,7 +53,8 @@ def main(recipe: Recipe) -> None:
     task.prepare(Path(recipe.run))
     if recipe.split not in task.images.sizes:
         raise InputError(f"{recipe.run} has no {recipe.split} images: choose --split {' or '.join(task.images.sizes)}.")
-    predictions, classes = predict(task, classifier, recipe.split), classifier.classes
+    found = predict(task, classifier.model, recipe.split, task.plan(recipe.split, 0), classifier.device)
+    predictions, classes = [prediction for _, prediction in found], classifier.classes
     scores = Table("", recipe.split, title=f"{len(predictions):,} images")
     for name, value in task.measure(recipe.split, predictions).items():
         scores.add_row(name, number(value))
@@ -69,16 +66,6 @@ def main(recipe: Recipe) -> None:
     images = [task.images.image(recipe.split, row) for row in worst]
     draw_mistakes(images, [predictions[row] for row in worst], classes, folder / "mistakes.png")
     console().print(f"wrote {folder / 'confusion.png'} and {folder / 'mistakes.png'}", highlight=False, soft_wrap=True)
-
-
-@torch.inference_mode()
-def predict(task: ImageClassification, classifier: Classifier, split: Split) -> list[Prediction]:
-    """Return what the model makes of each image, in their order."""
-    found: list[Prediction] = []
-    for rows in task.plan(split, 0):
-        batch = send_to_device(task.batch(split, rows, 0), classifier.device)
-        found += [prediction for _, prediction in task.predict(split, classifier.model, batch)]
-    return found
 
 
 if __name__ == "__main__":

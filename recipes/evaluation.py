@@ -1,5 +1,6 @@
 """Scoring a split: every example once, over all processes, measured together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,16 @@ from tasks.task import Split, Task
 
 
 @torch.inference_mode()
+def predict(
+    task: Task[Any], model: nn.Module, split: Split, plan: Sequence[Sequence[int]], device: torch.device
+) -> list[tuple[int, Any]]:
+    """Return one (example, output) for each example of the planned micro-batches; `model` is in evaluation mode."""
+    found: list[tuple[int, Any]] = []
+    for rows in plan:
+        found += task.predict(split, model, send_to_device(task.batch(split, rows, 0), device))
+    return found
+
+
 def evaluate(
     task: Task[Any], model: nn.Module, split: Split, accelerator: Accelerator
 ) -> tuple[dict[str, float], list[str]]:
@@ -21,12 +32,9 @@ def evaluate(
     """
     plan = task.plan(split, 0)
     was_training = model.training
-    model.eval()
-    found: list[tuple[int, Any]] = []
-    for rows in plan[accelerator.process_index :: accelerator.num_processes]:
-        batch = send_to_device(task.batch(split, rows, 0), accelerator.device)
-        with accelerator.autocast():
-            found += task.predict(split, model, batch)
+    own = plan[accelerator.process_index :: accelerator.num_processes]
+    with accelerator.autocast():
+        found = predict(task, model.eval(), split, own, accelerator.device)
     model.train(was_training)
     found = sorted(gather_object(found), key=lambda pair: pair[0])
     count = sum(map(len, plan))

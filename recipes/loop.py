@@ -116,11 +116,14 @@ def prepare(task: Task[Any], config: TrainConfig, recipe: Any) -> tuple[Accelera
     try:
         accelerator = start(config, folder, task)
         state, model = build(task, config, accelerator)
-        resume(state, folder, config, accelerator)
+        resume(task, state, folder, config, accelerator)
     except InputError:
         if began:  # nothing was made with these settings, so others may follow
             (folder / RECIPE).unlink(missing_ok=True)
         raise
+    if accelerator.is_main_process:
+        for table in task.tables():
+            console().print(table)
     return accelerator, state, model
 
 
@@ -170,8 +173,6 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
         task.prepare(folder)
     if accelerator.is_main_process:
         checkpoint.clean(folder / CHECKPOINTS)
-        for table in task.tables():
-            console().print(table)
     return accelerator
 
 
@@ -199,7 +200,7 @@ def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tup
     return State(bare, optimizer, average), accelerator.prepare_model(model)
 
 
-def resume(state: State, folder: Path, config: TrainConfig, accelerator: Accelerator) -> None:
+def resume(task: Task[Any], state: State, folder: Path, config: TrainConfig, accelerator: Accelerator) -> None:
     """Continue from the newest whole checkpoint, chosen by the main process for all, or begin as the settings say."""
     chosen: list[Path | None] = [None]
     if accelerator.is_main_process:
@@ -208,8 +209,10 @@ def resume(state: State, folder: Path, config: TrainConfig, accelerator: Acceler
     if chosen[0] is not None:
         state.load(chosen[0])
         state.progress.stopped_early = bool(config.patience) and state.progress.stale >= config.patience
-    elif config.start_from:
-        load_weights(state.model, Path(config.start_from))
+    else:
+        task.begin(state.model)
+        if config.start_from:
+            load_weights(state.model, Path(config.start_from))
         state.average = MovingAverage(state.model, config.ema) if config.ema else None
 
 

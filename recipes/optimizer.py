@@ -25,16 +25,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig, factors: Mapping[str, 
         for (decays, factor), weights in groups.items()
     ]
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(settings, lr=config.lr, momentum=config.betas[0], fused=True)
-    else:
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(settings, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    kept = [factor for _, factor in groups]
-
-    def restore(loaded: torch.optim.Optimizer) -> None:
-        """Give the groups their factors again, which checkpoints from before there were any do not hold."""
-        for group, factor in zip(loaded.param_groups, kept, strict=True):
-            group["factor"] = factor
-
-    optimizer.register_load_state_dict_post_hook(restore)
-    return optimizer
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.betas[0], fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(settings, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

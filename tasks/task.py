@@ -48,6 +48,9 @@ class Task(ABC, Generic[Batch]):
     def build(self) -> nn.Module:
         """Return a fresh model; its weights are drawn from torch's global generator."""
 
+    def begin(self, model: nn.Module) -> None:
+        """Give the fresh model what it is to start from, other than chance; not called for a run that is resumed."""
+
     def rate_factors(self, model: nn.Module) -> Mapping[str, float]:
         """Return by name what the learning rate of a weight is multiplied by: 1 unless given, 0 to freeze it."""
         return {}
@@ -77,7 +80,7 @@ class Task(ABC, Generic[Batch]):
         """Score the outputs of a whole split, in the order of the examples, once."""
 
     def tables(self) -> Sequence[Any]:
-        """Return what to print once the data are read, anything rich can print: what was dropped, and why."""
+        """Return what to print before training, anything rich can print: what was dropped from the data, and why."""
         return []
 
     def samples(self, split: Split, outputs: Sequence[Any]) -> list[str]:

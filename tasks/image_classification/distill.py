@@ -63,7 +63,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits of the teacher."""
+        """Return the logits of the teacher, which follows the images to their device."""
+        if self.scale.device != images.device:
+            self.to(images.device)
         images = images * self.scale + self.shift
         if images.shape[-2:] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bicubic", antialias=True)

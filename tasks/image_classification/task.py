@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from rich.table import Table
 from torch import Tensor, nn
 
 from tasks.errors import InputError
@@ -80,6 +81,7 @@ class ImageClassification(Task[Batch]):
         self.data, self.model, self.augment, self.transform, self.loss_config = data, model, augment, transform, loss
         self.pretrained, self.distill = pretrained or PretrainedConfig(), distill or DistillConfig()
         self.teacher = teacher
+        self.changes: Table | None = None
         try:
             with torch.device("meta"):  # the settings of a model are tried before data are read
                 build_model(model, 2, channels=data.channels)
@@ -112,16 +114,22 @@ class ImageClassification(Task[Batch]):
         )
 
     def tables(self) -> list[Any]:
-        """Return which images were left out."""
-        return [] if self.images.report is None else [self.images.report]
+        """Return which images were left out, and what was changed in pretrained weights."""
+        return [table for table in (self.images.report, self.changes) if table is not None and table.row_count]
 
     def build(self) -> nn.Module:
-        """Return a fresh model for the classes of the run, with the pretrained weights it is to start from."""
-        model = build_model(self.model, len(self.images.classes), channels=self.data.channels)
-        if self.pretrained.path:
-            fitted = fit_pretrained(model, read_tensors(Path(self.pretrained.path)), grid=self.pretrained.grid)
-            model.load_state_dict(fitted.tensors)
-        return model
+        """Return a fresh model for the classes of the run."""
+        return build_model(self.model, len(self.images.classes), channels=self.data.channels)
+
+    def begin(self, model: nn.Module) -> None:
+        """Load the pretrained weights."""
+        if not self.pretrained.path:
+            return
+        fitted = fit_pretrained(model, read_tensors(Path(self.pretrained.path)), grid=self.pretrained.grid)
+        model.load_state_dict(fitted.tensors)
+        self.changes = Table(title=f"Changed to fit: {self.pretrained.path}", show_header=False)
+        for line in fitted.said:
+            self.changes.add_row(line)
 
     def rate_factors(self, model: nn.Module) -> Mapping[str, float]:
         """Train the first blocks more slowly than the last, or the head alone, as `pretrained` says."""
@@ -166,7 +174,7 @@ class ImageClassification(Task[Batch]):
         if self.teacher is None:
             # Without a teacher both heads of a distilled model learn the labels.
             return Loss(total if own is taught else (total + label_loss(taught, targets, self.loss_config)) / 2, {})
-        lesson = distillation_loss(taught, self.teacher.to(images.device)(images).float(), config)
+        lesson = distillation_loss(taught, self.teacher(images).float(), config)
         report = {"label_loss": total.detach(), "teacher_loss": lesson.detach()}
         return Loss((1 - config.weight) * total + config.weight * lesson, report)
 

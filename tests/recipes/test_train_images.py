@@ -21,7 +21,7 @@ from test_resume import STEPS, Program, newest, tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from recipes import checkpoint, train_images
+from recipes import train_images
 from recipes.config import launch, load_config, read
 from recipes.image_runs import Recipe, load, make_task
 from recipes.loop import evaluate
@@ -237,28 +237,27 @@ def test_layer_decay_moves_each_weight_by_its_share(trained, tmp_path):
 def test_a_resumed_run_keeps_the_factors_of_its_layers(trained, tmp_path):
     settings = [*SHORT, "--pretrained.layer_decay", "0.5", "--train.schedule", "cosine", "--train.lr", "1e-2"]
     whole = trained.again(tmp_path / "whole", *settings, "--train.save_every", "2")
-    for name in ("cut", "older"):
-        shutil.copytree(whole.folder, tmp_path / name)
-        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000003")
-    forget_factors(tmp_path / "older" / "checkpoints" / "step-00000002")
-    for name in ("cut", "older"):
-        resumed = trained.again(tmp_path / name, *settings, "--train.save_every", "2")
-        assert weights(resumed).keys() == weights(whole).keys()
-        assert all(torch.equal(tensor, weights(whole)[key]) for key, tensor in weights(resumed).items()), name
-        groups = json.loads((resumed.folder / "checkpoints/step-00000003/state.json").read_text())["optimizer"]
-        groups = [group for place, group in groups.items() if place.startswith("param_groups")]
-        assert {group["factor"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
-        full = next(group["lr"] for group in groups if group["factor"] == 1.0)
-        assert all(group["lr"] == full * group["factor"] for group in groups)
+    shutil.copytree(whole.folder, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000003")
+    resumed = trained.again(tmp_path / "cut", *settings, "--train.save_every", "2")
+    assert weights(resumed).keys() == weights(whole).keys()
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(resumed).items())
+    groups = json.loads((resumed.folder / "checkpoints/step-00000003/state.json").read_text())["optimizer"]
+    groups = [group for place, group in groups.items() if place.startswith("param_groups")]
+    assert {group["factor"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
+    full = next(group["lr"] for group in groups if group["factor"] == 1.0)
+    assert all(group["lr"] == full * group["factor"] for group in groups)
 
 
-def forget_factors(path: Path) -> None:
-    """Make a checkpoint what it was before groups had factors."""
-    saved = checkpoint.load(path)
-    shutil.rmtree(path)
-    for group in saved.state["optimizer"].values():
-        group.pop("factor", None)
-    checkpoint.save(path.parent, saved.step, saved.tensors, saved.state)
+def test_a_run_that_began_with_pretrained_weights_goes_on_without_their_file(trained, tmp_path):
+    start = shutil.copy(trained.folder / "model.safetensors", tmp_path / "start.safetensors")
+    settings = [*SHORT, "--pretrained.path", start, "--train.save_every", "2"]
+    whole = trained.again(tmp_path / "run", *settings)
+    expected = weights(whole)
+    shutil.rmtree(whole.folder / "checkpoints" / "step-00000003")
+    Path(start).unlink()
+    resumed = weights(trained.again(whole.folder, *settings))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.items())
 
 
 # A teacher

@@ -269,10 +269,21 @@ def trained(tmp_path) -> tuple[Path, dict[str, Tensor]]:
     return tmp_path / "model.safetensors", model.state_dict()
 
 
+def begun(task: ImageClassification) -> nn.Module:
+    """Return a model as a new run begins with it."""
+    model = task.build()
+    task.begin(model)
+    return model
+
+
 def test_a_model_of_other_classes_and_resolution_starts_from_the_backbone(make, trained):
     path, tensors = trained
     larger = replace(MODEL, image_size=(12, 20))
-    model = make(larger, pretrained=PretrainedConfig(path=str(path), grid=(2, 3))).build().state_dict()
+    task = make(larger, pretrained=PretrainedConfig(path=str(path), grid=(2, 3)))
+    model = begun(task).state_dict()
+    said = "\n".join(str(cell) for column in task.tables()[0].columns for cell in column.cells)
+    assert "head.weight starts at zero: the file has [5, " in said and "head.bias starts at zero" in said
+    assert "positions stretched from a grid of [2, 3] to [3, 5]" in said
     assert model.keys() == tensors.keys()
     for name, tensor in model.items():
         if name.startswith("head."):
@@ -287,14 +298,16 @@ def test_the_head_of_the_same_number_of_classes_is_taken_over(make, trained, tmp
     path = tmp_path / "same.safetensors"
     model = scrambled(build_model(MODEL, 3, channels=3))
     save_file(model.state_dict(), path)
-    built = make(pretrained=PretrainedConfig(path=str(path))).build()
+    task = make(pretrained=PretrainedConfig(path=str(path)))
+    built = begun(task)
+    assert not task.tables()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in built.state_dict().items())
 
 
 def test_a_pth_file_gives_the_same_model(make, trained, tmp_path):
     path, tensors = trained
     torch.save({"state_dict": {f"module.{name}": value for name, value in tensors.items()}}, tmp_path / "a.pth")
-    models = [make(pretrained=PretrainedConfig(path=str(file))).build() for file in (path, tmp_path / "a.pth")]
+    models = [begun(make(pretrained=PretrainedConfig(path=str(file)))) for file in (path, tmp_path / "a.pth")]
     assert_close(*[model.state_dict() for model in models], rtol=0, atol=0)
     assert torch.equal(models[0].encoder.norm.weight, tensors["encoder.norm.weight"])
 
@@ -337,18 +350,6 @@ def test_layer_decay_gives_each_weight_its_factor_and_a_frozen_one_needs_no_grad
     model = task.build()
     assert groups_of(model, TrainConfig(), task.rate_factors(model)).keys() == {"head.weight", "head.bias"}
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
-
-
-def test_loading_an_optimizer_that_knew_no_factors_gives_the_groups_their_own(make):
-    task = make(pretrained=PretrainedConfig(layer_decay=0.5))
-    model = task.build()
-    optimizer = make_optimizer(model, TrainConfig(), task.rate_factors(model))
-    factors = [group["factor"] for group in optimizer.param_groups]
-    saved = optimizer.state_dict()
-    for group in saved["param_groups"]:
-        del group["factor"]
-    optimizer.load_state_dict(saved)
-    assert [group["factor"] for group in optimizer.param_groups] == factors and set(factors) == {1.0, 0.5, 0.25, 0.125}
 
 
 # What does not go together
