@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "patience",
     "workers",
     "threads",
+    "tune",
     "tensorboard",
 )
 """Settings of training that a run may be continued with although they differ from those it began with."""
@@ -160,7 +161,7 @@ def open_run(folder: Path, recipe: Any) -> bool:
 
 def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
     """Join the other processes, then let the task read its data."""
-    use_machine(config.threads)
+    machine = use_machine(config.threads, tune=config.tune)
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
@@ -173,6 +174,8 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
         task.prepare(folder)
     if accelerator.is_main_process:
         checkpoint.clean(folder / CHECKPOINTS)
+        if accelerator.device.type == "cpu":
+            console().print(machine, highlight=False)
     return accelerator
 
 

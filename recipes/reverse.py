@@ -90,12 +90,12 @@ class Reversing:
 
     def reorder(self, parents: Tensor) -> None:
         """Go on from other rows; greedy search never asks for it."""
-        self.cache.select(parents)
+        self.cache.reorder(parents)
 
     def keep(self, sentences: Tensor) -> None:
         """Drop the strings that are finished."""
         self.memory = self.memory.select(sentences)
-        self.cache.select(sentences)
+        self.cache.keep(sentences)
 
 
 class Reverse(Task[Batch]):

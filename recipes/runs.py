@@ -9,14 +9,23 @@ from recipes.config import recipe_of
 from recipes.ladder import MODEL
 from recipes.train_translation import Recipe
 from recipes.weights import load_weights
+from tasks.errors import InputError
 from tasks.translation.model import TranslationModel
 from tasks.translation.pairs import saved_vocabularies
 from tasks.translation.translator import Translator
 from tasks.translation.vocabulary import PAD
+from transformer_core.packing import Precision
 from transformer_core.search import SearchConfig
 
 
-def load(run: str | Path, *, weights: Sequence[str | Path] = (), search: SearchConfig | None = None) -> Translator:
+def load(
+    run: str | Path,
+    *,
+    weights: Sequence[str | Path] = (),
+    search: SearchConfig | None = None,
+    precision: Precision = "fp32",
+    workers: int = 0,
+) -> Translator:
     """Load a translator from its run folder, on the GPU if there is one.
 
         from recipes.runs import load
@@ -24,7 +33,7 @@ def load(run: str | Path, *, weights: Sequence[str | Path] = (), search: SearchC
         print(translator("The meeting is on March 3, 2027."))
 
     `weights` are .safetensors files or checkpoint folders instead of the final model; several make an ensemble.
-    Raises InputError where the folder is not a finished run.
+    `precision` and `workers` are those of `Translator`. Raises InputError where the folder is not a finished run.
     """
     folder, recipe = Path(run), recipe_of(Recipe, run)
     source, target = saved_vocabularies(recipe.data, folder)
@@ -34,4 +43,15 @@ def load(run: str | Path, *, weights: Sequence[str | Path] = (), search: SearchC
         model = TranslationModel(recipe.model, len(source), len(target), pad_id=PAD)
         load_weights(model, path)
         models.append(model.to(device))
-    return Translator(models, source, target, search=search or recipe.search, max_length=recipe.data.filter.max_length)
+    try:
+        return Translator(
+            models,
+            source,
+            target,
+            search=search or recipe.search,
+            max_length=recipe.data.filter.max_length,
+            precision=precision,
+            workers=workers,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None

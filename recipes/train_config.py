@@ -60,6 +60,8 @@ class TrainConfig:
     """Processes that read ahead; 0 reads between updates."""
     threads: int = 0
     """CPU threads of each process; 0 shares the cores among the processes."""
+    tune: bool = True
+    """Let a process on the CPU keep freed memory and multiply float32 by oneDNN, if that is exact: both quicker."""
     max_skipped: int = 10
     """Updates that may be left out because a gradient was not finite, before the run stops."""
     compile: bool = False

@@ -24,6 +24,7 @@ from recipes.processes import use_machine
 from recipes.runs import load
 from tasks.errors import InputError
 from tasks.translation.files import read_lines
+from transformer_core.packing import Precision
 from transformer_core.search import SearchConfig
 
 LINES_AT_ONCE = 2_000
@@ -50,6 +51,10 @@ class Recipe:
     """Other weights than the final ones: .safetensors files or checkpoint folders; several make an ensemble."""
     json: bool = False
     """Write one JSON object a line, with all n best translations and their scores."""
+    precision: Precision = "fp32"
+    """Of the matrix products: bf16 is quicker where the processor or GPU has it, int8 on most CPUs; both round."""
+    workers: int = 0
+    """Threads that translate their own sentences on a CPU, one core each; 0: one a core."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """How translations are searched for; what is not given is as the run was scored with."""
 
@@ -62,7 +67,9 @@ def main(recipe: Recipe) -> None:
         raise InputError("--prefixes needs --input, whose lines they belong to.")
     groups = given(recipe)
     use_machine(0)
-    translator = load(recipe.run, weights=recipe.weights, search=recipe.search)
+    translator = load(
+        recipe.run, weights=recipe.weights, search=recipe.search, precision=recipe.precision, workers=recipe.workers
+    )
     with opened(recipe.output) as output:
         for lines, prefixes in groups:
             for source, found in zip(lines, translator.n_best(lines, prefixes), strict=True):

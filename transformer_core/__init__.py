@@ -1,16 +1,18 @@
 """The blocks of a Transformer, each usable alone: attention, positions, residuals, encoder, decoder, loss, search."""
 
 from transformer_core.attention import attention, attention_weights, masked_softmax
+from transformer_core.cache import Cache, KeysValues, LayerCache
 from transformer_core.config import BlockConfig, block_configs
-from transformer_core.decoder import Cache, Decoder, DecoderBlock, Memory
+from transformer_core.decoder import Decoder, DecoderBlock, Memory
 from transformer_core.dropout import Dropout
 from transformer_core.embedding import PatchEmbedding, TokenEmbedding
 from transformer_core.encoder import Encoder, EncoderBlock, make_attention, make_feed_forward, run_block
 from transformer_core.feedforward import FeedForward
 from transformer_core.grid import GridRotary, resize_grid, sinusoidal_grid
+from transformer_core.linear import Linear
 from transformer_core.loss import CrossEntropy, FactoredLogits, linear_cross_entropy
 from transformer_core.masks import causal_mask, padding_mask
-from transformer_core.multihead import KeysValues, LayerCache, MultiHeadAttention, record_attention
+from transformer_core.multihead import MultiHeadAttention, record_attention
 from transformer_core.position import Learned, PositionBias, RelativeBias, Rotary, Sinusoidal, sinusoidal_table
 from transformer_core.residual import AddNorm, DropPath, LayerScale, make_norm
 from transformer_core.score import (
@@ -50,6 +52,7 @@ __all__ = [
     "LayerCache",
     "LayerScale",
     "Learned",
+    "Linear",
     "Memory",
     "MultiHeadAttention",
     "PatchEmbedding",

@@ -5,7 +5,6 @@ backward, on every path.
 """
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from transformer_core.dropout import drop_out
 from transformer_core.masks import causal_mask, padding_mask
 from transformer_core.score import Score
 
 CHUNK_ELEMENTS = 2**24
-"""Numbers a score without factorisation may hold at once; more queries than that allows are taken in turns."""
+"""Numbers, one per pair of query and key or more, that exist at once where no fused kernel avoids them; what is more is
+taken in turns."""
+
+FEW_QUERIES = 16
+"""Queries up to which attention without gradients is computed by products on a CPU."""
 
 
 def attention(
@@ -41,8 +45,11 @@ def attention(
     factored = score.factor(query, key)
     if factored is None:
         weights = attention_weights(query, key, score=score, mask=mask, bias=bias, causal=causal)
-        return F.dropout(weights, dropout) @ _repeat_heads(value, query.size(1))
+        return drop_out(weights, dropout) @ _repeat_heads(value, query.size(1))
     q, k, scale = factored
+    if _better_by_products(q, dropout):
+        allowed = _with_causal(mask, q.size(-2), k.size(-2), causal, q.device)
+        return _by_products(q * scale, k, value, allowed, bias, dropout)
     width = value.size(-1)
     if q.size(-1) != width:  # fused kernels want one width for all three
         value = F.pad(value, (0, q.size(-1) - width)) if q.size(-1) > width else value
@@ -59,7 +66,9 @@ def attention(
     if bias is not None:
         allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
         allowed = allowed.to(q.dtype)
-    out = _fused(q, k, value, allowed, dropout, is_causal=aligned, scale=scale, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(
+        q, k, value, allowed, dropout, is_causal=aligned, scale=scale, enable_gqa=grouped
+    )
     out = out[..., :width]
     return out if blind is None else out.masked_fill(blind, 0.0)
 
@@ -104,16 +113,55 @@ def masked_softmax(
     return weights.masked_fill(hidden, 0.0)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: float, **rules: Any) -> Tensor:
-    """Call the fused kernel in the type that it is fast in."""
-    trains_on_cpu = query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad
-    if not trains_on_cpu or query.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(query, key, value, allowed, dropout, **rules)
-    # The backward kernel of CPUs takes 14 times as long in bfloat16 as in float32 (torch 2.15, batches of sentences).
-    allowed = allowed.float() if allowed is not None and allowed.is_floating_point() else allowed
-    with torch.autocast("cpu", enabled=False):
-        out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), allowed, dropout, **rules)
-    return out.to(query.dtype)
+def _better_by_products(query: Tensor, dropout: float) -> bool:
+    """Say whether matrix products are quicker than the fused kernel, which only happens on CPUs.
+
+    That kernel is made for long sequences, its backward pass is slow in bfloat16 (7 times for 197 tokens, torch 2.15),
+    and with dropout PyTorch does not use it at all.
+    """
+    if query.device.type != "cpu":
+        return False
+    if torch.is_grad_enabled() and query.requires_grad:
+        return dropout > 0 or query.dtype == torch.bfloat16
+    return dropout > 0 or query.size(-2) <= FEW_QUERIES
+
+
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, dropout: float
+) -> Tensor:
+    """Attend in turns of so many examples that the weights of one turn are few; only few are kept for the backward."""
+    per_example = query.size(1) * query.size(2) * key.size(2)
+    turn = max(1, CHUNK_ELEMENTS // max(1, per_example))
+    if turn >= query.size(0):
+        return _products(query, key, value, allowed, bias, dropout)
+    parts = []
+    for begin in range(0, query.size(0), turn):
+        rows = slice(begin, begin + turn)
+        own, added = (x[rows] if x is not None and x.dim() == 4 and x.size(0) > 1 else x for x in (allowed, bias))
+        inputs = query[rows], key[rows], value[rows], own, added, dropout
+        parts.append(
+            checkpoint(_products, *inputs, use_reentrant=False) if torch.is_grad_enabled() else _products(*inputs)
+        )
+    return torch.cat(parts)
+
+
+def _products(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, dropout: float
+) -> Tensor:
+    """Weigh the values by the softmax of `query @ key.mT`; query heads that share a key head become its queries."""
+    batch, heads, queries, _ = query.shape
+    kv_heads, keys = key.size(1), key.size(2)
+    logits = (query.reshape(batch, kv_heads, -1, query.size(3)) @ key.mT).view(batch, heads, queries, keys)
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
+    blind = None
+    if allowed is not None:
+        hidden = ~allowed
+        logits = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
+        blind = hidden.all(-1, keepdim=True)
+    weights = drop_out(logits.softmax(-1), dropout)
+    out = (weights.view(batch, kv_heads, -1, keys) @ value).view(batch, heads, queries, -1)
+    return out if blind is None else out.masked_fill(blind, 0.0)
 
 
 def _scores(score: Score, query: Tensor, key: Tensor) -> Tensor:

@@ -33,12 +33,15 @@ class Beams:
         self.finished_scores = self.finished_log_probabilities = torch.full(shape, -torch.inf, device=device)
 
     def advance(
-        self, log_probs: Float[Tensor, "rows vocabulary"]
+        self, logits: Float[Tensor, "rows vocabulary"], normalisers: Float[Tensor, "rows"]
     ) -> tuple[Int[Tensor, "rows"], Int[Tensor, "rows"] | None]:
-        """Extend every hypothesis by a token; return the tokens and the rows they continue, None if nobody moved."""
+        """Extend every hypothesis by a token; return the tokens and the rows they continue, None if nobody moved.
+
+        The log-probability of a token is its logit less the normaliser of its row.
+        """
         sentences, beams = self.log_probabilities.shape
-        values, tokens = best(log_probs, 2 * beams)
-        totals = (self.log_probabilities.flatten().unsqueeze(1) + values).view(sentences, -1)
+        values, tokens = best(logits, 2 * beams)
+        totals = ((self.log_probabilities.flatten() - normalisers).unsqueeze(1) + values).view(sentences, -1)
         totals, order = totals.sort(dim=1, descending=True, stable=True)  # equal ones: the lower beam first
         totals, order = totals[:, : 2 * beams], order[:, : 2 * beams]
         tokens, parents = tokens.view(sentences, -1).gather(1, order), order // values.size(1)
@@ -86,12 +89,12 @@ class Beams:
         self.finished_ids, self.finished_scores = self.finished_ids[sentences], self.finished_scores[sentences]
         self.finished_log_probabilities = self.finished_log_probabilities[sentences]
 
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Return the best finished hypotheses of every sentence, the best first."""
+    def hypotheses(self, sentences: Sequence[int]) -> list[list[Hypothesis]]:
+        """Return the best finished hypotheses of some sentences, the best first."""
         n_best = self.config.n_best
-        ids: list[list[list[int]]] = self.finished_ids[:, :n_best].tolist()
-        scores: list[list[float]] = self.finished_scores[:, :n_best].tolist()
-        log_probabilities: list[list[float]] = self.finished_log_probabilities[:, :n_best].tolist()
+        ids: list[list[list[int]]] = self.finished_ids[sentences, :n_best].tolist()
+        scores: list[list[float]] = self.finished_scores[sentences, :n_best].tolist()
+        log_probabilities: list[list[float]] = self.finished_log_probabilities[sentences, :n_best].tolist()
         return [
             [
                 Hypothesis(tokens[: tokens.index(self.eos_id)], score, log_probability)
@@ -107,19 +110,19 @@ def best(
 ) -> tuple[Float[Tensor, "rows found"], Int[Tensor, "rows found"]]:
     """Return the `count` highest scores of each row, or all if there are fewer, and where they are; highest first.
 
-    Looks for the best groups first, then inside them: exact, and two or three times as fast as `topk` on a CPU.
+    Looks for the best groups first, then inside them and in what is left over: exact, and two or three times as fast as
+    `topk` on a CPU.
     """
-    rows, size = scores.shape
-    group = 64
+    size, group = scores.size(1), 64
     if size < 4 * group * count:
         return scores.topk(min(count, size))
-    if size % group:
-        scores = F.pad(scores, (0, -size % group), value=-torch.inf)
-    grouped = scores.view(rows, -1, group)
+    rest = size % group
+    grouped = scores[:, : size - rest].unflatten(1, (-1, group))
     groups = grouped.amax(2).topk(count, sorted=False).indices
-    values, order = grouped.gather(1, groups.unsqueeze(2).expand(-1, -1, group)).flatten(1).topk(count)
-    indices = groups.gather(1, order // group) * group + order % group
-    return values, indices.clamp_(max=size - 1)  # -inf of the padding may be taken where little else is allowed
+    chosen = grouped.gather(1, groups.unsqueeze(2).expand(-1, -1, group)).flatten(1)
+    values, order = torch.cat([chosen, scores[:, size - rest :]], 1).topk(count)
+    inside = groups.gather(1, (order // group).clamp_(max=count - 1)) * group + order % group
+    return values, torch.where(order < count * group, inside, order + (size - rest - count * group))
 
 
 def _take(

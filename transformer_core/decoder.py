@@ -2,12 +2,13 @@
 
 from typing import NamedTuple, cast
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from transformer_core.cache import Cache, KeysValues, LayerCache
 from transformer_core.config import BlockConfig, block_configs
 from transformer_core.encoder import make_add_norm, make_attention, make_feed_forward, run_block
-from transformer_core.multihead import KeysValues, LayerCache
 from transformer_core.residual import make_norm
 
 
@@ -23,20 +24,6 @@ class Memory(NamedTuple):
         """Return the memory of some sentences of the batch."""
         kept = [KeysValues(key[sentences], value[sentences]) for key, value in self.keys_values]
         return Memory(kept, None if self.mask is None else self.mask[sentences])
-
-
-class Cache(list[LayerCache]):
-    """What grows while decoding: one `LayerCache` per block."""
-
-    @property
-    def length(self) -> int:
-        """Positions held so far."""
-        return self[0].length
-
-    def select(self, rows: Int[Tensor, "kept"]) -> None:
-        """Let row i go on from row `rows[i]`; rows may repeat, fall away and change order."""
-        for layer in self:
-            layer.select(rows)
 
 
 class DecoderBlock(nn.Module):
@@ -57,26 +44,27 @@ class DecoderBlock(nn.Module):
         memory: KeysValues,
         mask: Bool[Tensor, "batch 1 1 source"] | None = None,
         cache: LayerCache | None = None,
+        seen: Bool[Tensor, "batch 1 queries keys"] | None = None,
     ) -> Float[Tensor, "rows length dim"]:
-        """Decode `x`, the newest positions if there is a cache, else all of them.
+        """Decode `x`, the newest positions if there is a cache, else all of them; `seen` is what `Cache.grow` returns.
 
         `rows` may be a multiple of the memory's batch, sentence by sentence (the hypotheses of a beam): they become
         further queries of the one memory of their sentence, which is never copied.
         """
-        x = self.self_attention_branch(x, lambda h: self.self_attention(h, cache=cache))
-        x = self.cross_attention_branch(x, lambda h: self._read(h, memory, mask))
+        x = self.self_attention_branch(x, lambda h: self.self_attention(h, mask=seen, cache=cache))
+        x = self.cross_attention_branch(x, self._read, *memory, mask)
         return self.feed_forward_branch(x, self.feed_forward)
 
-    def _read(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
+    def _read(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Let all rows of a sentence, one after the other, be queries of its memory."""
-        rows, sentences = x.size(0), memory.key.size(0)
+        rows, sentences = x.size(0), key.size(0)
         if rows != sentences and (sentences == 0 or rows % sentences):
             raise ValueError(
                 f"{rows} rows cannot be shared by the {sentences} sentences of the memory: pass a multiple."
             )
         beams = rows // max(1, sentences)
         queries = x.reshape(sentences, beams * x.size(1), x.size(2))
-        return self.cross_attention(queries, memory, mask=mask).view_as(x)
+        return self.cross_attention(queries, KeysValues(key, value), mask=mask).view_as(x)
 
 
 class Decoder(nn.Module):
@@ -94,18 +82,21 @@ class Decoder(nn.Module):
     ) -> Memory:
         """Project the encoder's states for every layer, once per sentence."""
         blocks = (cast(DecoderBlock, block) for block in self.blocks)
-        return Memory([block.cross_attention.keys_values(states) for block in blocks], mask)
+        projected = [block.cross_attention.keys_values(states) for block in blocks]
+        if not torch.is_grad_enabled():  # many steps will read it, so it is laid out for them once
+            projected = [KeysValues(key.contiguous(), value.contiguous()) for key, value in projected]
+        return Memory(projected, mask)
 
     def new_cache(self, memory: Memory, capacity: int, *, beams: int = 1) -> Cache:
         """Set memory aside for `capacity` target positions of `beams` hypotheses per sentence."""
-        rows = memory.keys_values[0].key.size(0) * beams
-        return Cache(LayerCache(keys_values, rows, capacity) for keys_values in memory.keys_values)
+        return Cache(memory.keys_values, capacity, beams=beams)
 
     def forward(
         self, x: Float[Tensor, "rows length dim"], memory: Memory, cache: Cache | None = None
     ) -> Float[Tensor, "rows length dim"]:
         """Decode embedded tokens: all positions, or with a cache those that follow what it holds."""
+        seen = None if cache is None else cache.grow(x.size(1))
         for i, block in enumerate(self.blocks):
-            inputs = x, memory.keys_values[i], memory.mask, None if cache is None else cache[i]
+            inputs = x, memory.keys_values[i], memory.mask, None if cache is None else cache[i], seen
             x = run_block(block, *inputs, recompute=self.recompute and self.training and cache is None)
         return self.norm(x)

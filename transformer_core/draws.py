@@ -36,13 +36,19 @@ class Draws:
         """Say which sentences have all their rows ended, though these may stay in the batch for a while."""
         return self.ended.all(dim=1)
 
-    def advance(self, log_probs: Float[Tensor, "rows vocabulary"]) -> tuple[Int[Tensor, "rows"], None]:
-        """Extend every row by a token, ended ones by the end of sentence again; no row ever moves."""
+    def advance(
+        self, logits: Float[Tensor, "rows vocabulary"], normalisers: Float[Tensor, "rows"]
+    ) -> tuple[Int[Tensor, "rows"], None]:
+        """Extend every row by a token, ended ones by the end of sentence again; no row ever moves.
+
+        The log-probability of a token is its logit less the normaliser of its row.
+        """
         if self.noise is None:
-            values, tokens = log_probs.max(dim=1)
+            values, tokens = best(logits, 1)
         else:
-            tokens = sample(log_probs, self.noise[:, :, self.history.size(2)].flatten(), self.config)
-            values = log_probs.gather(1, tokens.unsqueeze(1))
+            tokens = sample(logits, self.noise[:, :, self.history.size(2)].flatten(), self.config).unsqueeze(1)
+            values = logits.gather(1, tokens)
+        values = values - normalisers.unsqueeze(1)
         tokens = tokens.view(self.ended.shape).masked_fill(self.ended, self.eos_id)
         values = values.view(self.ended.shape).masked_fill(self.ended, 0.0)
         self.log_probabilities = self.log_probabilities + values
@@ -56,10 +62,10 @@ class Draws:
         self.log_probabilities = self.log_probabilities[sentences]
         self.noise = None if self.noise is None else self.noise[sentences]
 
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Return the hypotheses of every sentence, the best first; to be read for stopped sentences only."""
-        ids: list[list[list[int]]] = self.history.tolist()
-        log_probabilities: list[list[float]] = self.log_probabilities.tolist()
+    def hypotheses(self, sentences: Sequence[int]) -> list[list[Hypothesis]]:
+        """Return the hypotheses of some sentences, the best first; to be read when they have stopped."""
+        ids: list[list[list[int]]] = self.history[sentences].tolist()
+        log_probabilities: list[list[float]] = self.log_probabilities[sentences].tolist()
         return [
             sorted(map(self._hypothesis, *sentence), key=lambda hypothesis: hypothesis.score, reverse=True)
             for sentence in zip(ids, log_probabilities, strict=True)
@@ -71,10 +77,10 @@ class Draws:
 
 
 def sample(
-    log_probs: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], config: SearchConfig
+    logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], config: SearchConfig
 ) -> Int[Tensor, "rows"]:
     """Draw a token per row by inverting the cumulative distribution at `uniform`, from 0 to 1."""
-    scores, tokens = log_probs / config.temperature, None
+    scores, tokens = logits / config.temperature, None
     if config.top_k:
         scores, tokens = best(scores, config.top_k)
     elif config.top_p < 1:

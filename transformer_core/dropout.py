@@ -24,15 +24,20 @@ class Dropout(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Drop out in training, do nothing in evaluation."""
-        if not self.training or self.rate == 0.0:
-            return x
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(x, self.rate)
-        return _Dropout.apply(x, self.rate)
+        return drop_out(x, self.rate) if self.training else x
 
     def extra_repr(self) -> str:
         """Show the rate where the module is printed."""
         return f"rate={self.rate}"
+
+
+def drop_out(x: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:
+    """Zero a share `rate` of the elements and scale the others up."""
+    if rate == 0.0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, rate)
+    return _Dropout.apply(x, rate)
 
 
 def keep_mask(count: int, rate: float) -> Bool[Tensor, "count"]:

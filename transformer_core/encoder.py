@@ -83,7 +83,7 @@ class EncoderBlock(nn.Module):
 
         `length` is one number, or whatever the attention given to the block reads: the height and width of a grid, say.
         """
-        x = self.attention_branch(x, lambda h: self.attention(h, mask=mask))
+        x = self.attention_branch(x, lambda h, seen: self.attention(h, mask=seen), mask)
         return self.feed_forward_branch(x, self.feed_forward)
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transformer_core.dropout import Dropout
+from transformer_core.linear import Linear
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu"]
 
@@ -22,8 +23,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, *, activation: Activation = "relu", dropout: float = 0.0) -> None:
         super().__init__()
         self.activation = activation
-        self.wide = nn.Linear(dim, 2 * hidden_dim if activation == "swiglu" else hidden_dim)
-        self.narrow = nn.Linear(hidden_dim, dim)
+        self.wide = Linear(dim, 2 * hidden_dim if activation == "swiglu" else hidden_dim)
+        self.narrow = Linear(hidden_dim, dim)
         self.dropout = Dropout(dropout)
         for layer in (self.wide, self.narrow):
             nn.init.xavier_uniform_(layer.weight)

@@ -2,23 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transformer_core.attention import attention, attention_weights
+from transformer_core.cache import KeysValues, LayerCache
+from transformer_core.linear import Linear
 from transformer_core.position import PositionBias, Rotary
 from transformer_core.residual import NormName, make_norm
 from transformer_core.score import ScaledDotProduct, Score
-
-
-class KeysValues(NamedTuple):
-    """What is attended to, projected and split into heads; made once, used by whoever needs it."""
-
-    key: Float[Tensor, "batch kv_heads keys width"]
-    value: Float[Tensor, "batch kv_heads keys width"]
 
 
 class MultiHeadAttention(nn.Module):
@@ -54,8 +47,8 @@ class MultiHeadAttention(nn.Module):
         self.score = score or ScaledDotProduct()
         self.position = position
         self.rows = [num_heads * self.width, self.num_kv_heads * self.width, self.num_kv_heads * self.width]
-        self.input = nn.Linear(dim, sum(self.rows))
-        self.output = nn.Linear(dim, dim)
+        self.input = Linear(dim, sum(self.rows))
+        self.output = Linear(dim, dim)
         self.query_norm = make_norm(qk_norm, self.width, eps=norm_eps) if qk_norm else nn.Identity()
         self.key_norm = make_norm(qk_norm, self.width, eps=norm_eps) if qk_norm else nn.Identity()
         for weight in (*self.input.weight.split(self.rows), self.output.weight):
@@ -66,8 +59,7 @@ class MultiHeadAttention(nn.Module):
 
     def keys_values(self, source: Float[Tensor, "batch keys dim"]) -> KeysValues:
         """Project what will be attended to, without position."""
-        rows = slice(self.rows[0], None)
-        key, value = F.linear(source, self.input.weight[rows], self.input.bias[rows]).chunk(2, -1)
+        key, value = self.input(source, slice(self.rows[0], None)).chunk(2, -1)
         return KeysValues(self.key_norm(self._split(key)), self._split(value))
 
     def forward(
@@ -75,15 +67,19 @@ class MultiHeadAttention(nn.Module):
         x: Float[Tensor, "batch queries dim"],
         memory: KeysValues | None = None,
         *,
-        mask: Bool[Tensor, "*#leading #queries keys"] | None = None,
-        cache: "LayerCache | None" = None,
+        mask: Bool[Tensor, "*#leading #queries_of_beams keys"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Attend from `x` to `memory`, or to `x` itself and what the cache holds before it.
+
+        With a cache of several hypotheses a sentence, the batch holds those of a sentence side by side, they are
+        queries of what all of them have written, and `mask` is what `Cache.grow` says of it.
 
         Raises:
             ValueError: a memory is given together with a cache, or to a layer with positions: a memory never grows, and
                 its positions are not those of the queries.
         """
+        beams = cache.beams if cache is not None else 1
         if memory is not None and cache is not None:
             raise ValueError("pass memory (cross-attention) or cache (self-attention), not both: a memory never grows.")
         if memory is not None and self.position is not None:
@@ -91,8 +87,7 @@ class MultiHeadAttention(nn.Module):
                 "a layer with a position compares places of one sequence: build it without to read a memory."
             )
         if memory is not None:
-            rows = self.rows[0]
-            query = self.query_norm(self._split(F.linear(x, self.input.weight[:rows], self.input.bias[:rows])))
+            query = self.query_norm(self._split(self.input(x, slice(self.rows[0]))))
             key, value = memory
         else:
             query, key, value = (self._split(part) for part in self.input(x).split(self.rows, -1))
@@ -100,51 +95,34 @@ class MultiHeadAttention(nn.Module):
             if isinstance(self.position, Rotary):
                 offset = cache.length if cache is not None else 0
                 query, key = self.position(query, offset), self.position(key, offset)
+            if beams > 1:
+                query, key, value = (_beams_as_queries(part, beams) for part in (query, key, value))
             if cache is not None:
                 key, value = cache.append(key, value)
-        bias = self.position(query.size(2), key.size(2)) if isinstance(self.position, PositionBias) else None
+        causal = self.causal and beams == 1
+        bias = None
+        if isinstance(self.position, PositionBias):
+            bias = self.position(query.size(2) // beams, key.size(2) // beams)
+            bias = bias.repeat_interleave(beams, 2).repeat_interleave(beams, 3) if beams > 1 else bias
         if self.record is not None:
-            weights = attention_weights(query, key, score=self.score, mask=mask, bias=bias, causal=self.causal)
+            weights = attention_weights(query, key, score=self.score, mask=mask, bias=bias, causal=causal)
             self.record(weights.detach())
         dropout = self.dropout if self.training else 0.0
-        out = attention(query, key, value, score=self.score, mask=mask, bias=bias, causal=self.causal, dropout=dropout)
-        return self.output(out.transpose(1, 2).flatten(2))
+        out = attention(query, key, value, score=self.score, mask=mask, bias=bias, causal=causal, dropout=dropout)
+        out = out.transpose(1, 2)
+        if beams > 1:
+            out = out.unflatten(1, (-1, beams)).transpose(1, 2).flatten(0, 1)
+        return self.output(out.flatten(2))
 
     def _split(self, x: Float[Tensor, "batch length features"]) -> Float[Tensor, "batch heads length width"]:
         return x.unflatten(-1, (-1, self.width)).transpose(1, 2)
 
 
-class LayerCache:
-    """Keys and values of the positions so far in one layer, in memory set aside for `capacity` positions."""
-
-    def __init__(self, like: KeysValues, rows: int, capacity: int) -> None:
-        _, heads, _, width = like.key.shape
-        self.key = like.key.new_empty(rows, heads, capacity, width)
-        self.value = like.value.new_empty(rows, heads, capacity, width)
-        self.length = 0
-
-    def append(self, key: Tensor, value: Tensor) -> KeysValues:
-        """Write the newest positions, (rows, heads, new, width) each, and return all positions so far.
-
-        Raises:
-            ValueError: the capacity is used up.
-        """
-        end = self.length + key.size(2)
-        if end > self.key.size(2):
-            raise ValueError(f"position {end} is past the capacity of the cache, {self.key.size(2)}: ask for more.")
-        self.key[:, :, self.length : end] = key
-        self.value[:, :, self.length : end] = value
-        self.length = end
-        return KeysValues(self.key[:, :, :end], self.value[:, :, :end])
-
-    def select(self, rows: Tensor) -> None:
-        """Let row i go on from row `rows[i]`; rows may repeat, fall away and change order."""
-        end = self.length
-        if len(rows) == len(self.key):
-            self.key[:, :, :end] = self.key[rows, :, :end]
-            self.value[:, :, :end] = self.value[rows, :, :end]
-        else:
-            self.key, self.value = self.key[rows], self.value[rows]
+def _beams_as_queries(
+    x: Float[Tensor, "rows heads new width"], beams: int
+) -> Float[Tensor, "sentences heads new_beams width"]:
+    """Put the hypotheses of a sentence side by side at each position; a view where there is one position."""
+    return x.unflatten(0, (x.size(0) // beams, beams)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def check_heads(dim: int, num_heads: int, num_kv_heads: int) -> None:

@@ -19,9 +19,10 @@ def make_norm(name: NormName, dim: int, *, eps: float = 1e-5) -> nn.Module:
 
 
 class DropPath(nn.Module):
-    """Leave out a branch for a share of the examples in training and scale the others up, so that the mean stays.
+    """Add a branch to what goes past it; in training leave it out for a share of the examples, which then cost nothing.
 
-    Source: Huang et al. (2016), stochastic depth, each example drawn by itself.
+    Source: Huang et al. (2016), stochastic depth. Which examples is drawn anew at each call; the branch of the others
+    is scaled up, so that the mean stays. How many is known to the host, so nothing waits for the device.
     """
 
     def __init__(self, rate: float) -> None:
@@ -30,13 +31,24 @@ class DropPath(nn.Module):
             raise ValueError(f"drop_path {rate} is no share of the examples: choose 0 or more, and less than 1.")
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "batch *length dim"]) -> Float[Tensor, "batch *length dim"]:
-        """Zero whole examples in training, do nothing in evaluation."""
+    def forward(
+        self,
+        x: Float[Tensor, "batch *length dim"],
+        branch: Callable[..., Tensor],
+        *inputs: Tensor | None,
+    ) -> Float[Tensor, "batch *length dim"]:
+        """Return `x + branch(x, *inputs)`; `inputs` have one row for each example, or one for all."""
         if not self.training or self.rate == 0.0:
-            return x
+            return x + branch(x, *inputs)
         keep = 1 - self.rate
-        drawn = torch.empty([x.size(0)] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
-        return x * drawn.div_(keep)
+        if torch.compiler.is_compiling():  # a compiled graph has one size
+            drawn = torch.empty([x.size(0)] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
+            return x + branch(x, *inputs) * drawn.div_(keep)
+        count = int(x.size(0) * keep + torch.rand(()).item())
+        rows = torch.randperm(x.size(0), device=x.device)[: max(1, count)]
+        own = (each if each is None or each.size(0) == 1 else each[rows] for each in inputs)
+        # With nobody left one example goes through and counts for nothing: processes wait for gradients of all weights.
+        return x.index_add(0, rows, branch(x[rows], *own).to(x.dtype), alpha=1 / keep if count else 0)
 
     def extra_repr(self) -> str:
         """Show the rate where the module is printed."""
@@ -82,12 +94,16 @@ class AddNorm(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Float[Tensor, "batch *length dim"], sublayer: Callable[[Tensor], Tensor]
+        self, x: Float[Tensor, "batch *length dim"], sublayer: Callable[..., Tensor], *inputs: Tensor | None
     ) -> Float[Tensor, "batch *length dim"]:
-        """Run `sublayer`, a map from (batch, ..., dim) to itself, on its branch."""
-        if self.order == "pre":
-            return x + self._branch(sublayer(self.norm(x)))
-        return self.norm(x + self._branch(sublayer(x)))
+        """Run `sublayer`, a map from (batch, ..., dim) and `inputs` to (batch, ..., dim), on its branch.
 
-    def _branch(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.layer_scale(self.dropout(x)))
+        `inputs` have one row for each example, or one for all.
+        """
+
+        def branch(x: Tensor, *inputs: Tensor | None) -> Tensor:
+            out = sublayer(self.norm(x) if self.order == "pre" else x, *inputs)
+            return self.layer_scale(self.dropout(out))
+
+        x = self.drop_path(x, branch, *inputs)
+        return x if self.order == "pre" else self.norm(x)

@@ -27,7 +27,7 @@ class DecoderState(Protocol):
     """The state of `sentences x rows_per_sentence` hypotheses; the rows of a sentence lie together."""
 
     def step(self, tokens: Int[Tensor, "rows"]) -> Float[Tensor, "rows vocabulary"]:
-        """Read the last token of each hypothesis; return the logits of the next one.
+        """Read the last token of each hypothesis; return the logits of the next one, which the search may write over.
 
         Called once per position, at most one time more than the longest output has tokens.
         """
@@ -100,9 +100,11 @@ def search(
     tokens = torch.full((sentences * rows,), bos_id, device=device)
     patience = 1 if device.type == "cpu" else 4  # steps between two questions to the device: each waits for it
     for step in range(1, max(limits) + 2):
-        log_probs = _log_softmax(state.step(tokens))
-        constraints.apply(log_probs, frontier.history)
-        tokens, parents = frontier.advance(log_probs)
+        logits = state.step(tokens)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        normalisers = _normalisers(logits)
+        constraints.apply(logits, frontier.history)
+        tokens, parents = frontier.advance(logits, normalisers)
         stopped: list[bool] = frontier.stopped.tolist() if step % patience == 0 else [False]
         if all(stopped):
             break
@@ -110,16 +112,25 @@ def search(
             state.reorder(parents)
         staying = [i for i in range(len(stopped)) if not stopped[i]]
         if len(staying) < 0.85 * len(stopped):  # in steps, because moving the rest costs as well
-            found.update(zip(places, frontier.hypotheses(), strict=True))
+            leaving = [i for i, stop in enumerate(stopped) if stop]
+            found.update(zip([places[i] for i in leaving], frontier.hypotheses(leaving), strict=True))
             kept = torch.tensor(staying, device=device)
             for part in (state, constraints, frontier):
                 part.keep(kept)
             tokens = tokens.view(-1, rows)[kept].flatten()
             places = [places[i] for i in staying]
-    found.update(zip(places, frontier.hypotheses(), strict=True))
+    found.update(zip(places, frontier.hypotheses(list(range(len(places)))), strict=True))
     if any(math.isnan(hypothesis.score) for hypotheses in found.values() for hypothesis in hypotheses):
         raise FloatingPointError("The decoder returned NaN: its weights or its input are broken.")
     return [found[place] for place in range(sentences)]
+
+
+def _normalisers(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows"]:
+    """Return what logits exceed log-probabilities by: the logarithm of their exponentials' sum.
+
+    The largest probability is exp(largest logit - that). One softmax is several times as fast as `logsumexp` on a CPU.
+    """
+    return logits.amax(1) - logits.softmax(1).amax(1).log()
 
 
 def _log_softmax(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer_core import BlockConfig, Decoder, Encoder, FactoredLogits, Memory, TokenEmbedding
+from transformer_core import BlockConfig, Decoder, Encoder, FactoredLogits, Linear, Memory, TokenEmbedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class TranslationModel(nn.Module):
             self.source_embedding = TokenEmbedding(source_vocabulary, config.block, pad_id=pad_id)
         self.encoder = Encoder(config.block, config.encoder_depth)
         self.decoder = Decoder(config.block, config.decoder_depth)
-        self.output = nn.Linear(config.block.dim, target_vocabulary, bias=False)
+        self.output = Linear(config.block.dim, target_vocabulary, bias=False)
         if config.tie == "none":
             nn.init.normal_(self.output.weight, std=config.block.dim**-0.5)
         else:
@@ -78,21 +77,20 @@ class TranslationState:
     def __init__(
         self, model: TranslationModel, source: Tensor, mask: Tensor | None, *, beams: int, capacity: int
     ) -> None:
-        self.model, self.beams = model, beams
+        self.model = model
         self.memory = model.read(source, mask)
         self.cache = model.decoder.new_cache(self.memory, capacity, beams=beams)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each hypothesis, (rows,), and return the logits of the next one, (rows, vocabulary)."""
         x = self.model.target_embedding(tokens[:, None], offset=self.cache.length)
-        return F.linear(self.model.decoder(x, self.memory, self.cache)[:, 0], self.model.output.weight)
+        return self.model.output(self.model.decoder(x, self.memory, self.cache)[:, 0])
 
     def reorder(self, parents: Tensor) -> None:
         """Let hypothesis i go on from hypothesis `parents[i]` of the same sentence."""
-        self.cache.select(parents)
+        self.cache.reorder(parents)
 
     def keep(self, sentences: Tensor) -> None:
         """Drop all sentences but these, (kept,) ascending, with their hypotheses."""
         self.memory = self.memory.select(sentences)
-        first = sentences[:, None] * self.beams
-        self.cache.select((first + first.new_tensor(range(self.beams))).flatten())
+        self.cache.keep(sentences)

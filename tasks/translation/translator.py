@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from tasks.errors import InputError
 from tasks.translation.batching import plan_batches
 from tasks.translation.model import TranslationModel
 from tasks.translation.task import collate, decode, longest_translation, pad_source, reference_nll
 from tasks.translation.vocabulary import Vocabulary
-from transformer_core.search import SearchConfig
+from transformer_core.packing import Precision, pack
+from transformer_core.search import Hypothesis, SearchConfig
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +45,32 @@ class Translator:
         search: SearchConfig | None = None,
         tokens: int = 4096,
         max_length: int = 256,
+        precision: Precision = "fp32",
+        workers: int = 0,
     ) -> None:
+        """Take trained models that share their vocabularies.
+
+        Args:
+            models: on one device.
+            source: their source vocabulary.
+            target: their target vocabulary.
+            search: how translations are searched for.
+            tokens: pieces that are translated together, padding counted.
+            max_length: pieces of a sentence that are read; what follows is cut off.
+            precision: of the matrix products. int8 is for CPUs.
+            workers: threads that each translate their own sentences on a CPU, one core each; 0: one a core.
+
+        Raises:
+            ValueError: int8 is asked for on another device than a CPU.
+        """
         self.models = [model.eval() for model in models]
         self.source, self.target = source, target
         self.search = search or SearchConfig()
         self.tokens, self.max_length = tokens, max_length
         self.device = next(models[0].parameters()).device
+        self.precision: Precision = precision
+        self.workers = workers or torch.get_num_threads()
+        self.searched = [self._made_fast(model) for model in self.models]
 
     def __call__(self, sentence: str) -> str:
         """Translate one sentence."""
@@ -75,14 +98,51 @@ class Translator:
                         f"the prefix {prefix!r:.60} has {len(begin)} pieces, and its translation may get {most}: "
                         "shorten it, or raise --search.max_length."
                     )
-        results = [[Translated("", 0.0, 0.0)] for _ in pieces]
-        for rows in self._batches([row for row, ids in enumerate(pieces) if ids], pieces):
-            source, mask = pad_source([pieces[row] for row in rows])
+        return [
+            [Translated(self.target.decode(ids), *scores) for ids, *scores in hypotheses]
+            for hypotheses in self.search_ids(pieces, forced)
+        ]
+
+    def search_ids(
+        self, sources: Sequence[list[int]], prefixes: Sequence[list[int]] | None = None
+    ) -> list[list[Hypothesis]]:
+        """Return the `n_best` outputs for each source, pieces in and pieces out; an empty source stays empty.
+
+        Each output begins with its prefix, if given. Sources of similar length are searched together.
+        """
+        results = [[Hypothesis([], 0.0, 0.0)] for _ in sources]
+        prefixes = [[] for _ in sources] if prefixes is None else prefixes
+        batches = self._batches([row for row, ids in enumerate(sources) if ids], sources)
+
+        def translate(rows: list[int]) -> None:
+            source, mask = pad_source([sources[row] for row in rows])
             source, mask = source.to(self.device), None if mask is None else mask.to(self.device)
-            found = decode(self.models, source, mask, self.search, rows, [forced[row] for row in rows])
+            narrow = self.device.type != "cpu" and self.precision == "bf16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
+                found = decode(self.searched, source, mask, self.search, rows, [prefixes[row] for row in rows])
             for row, hypotheses in zip(rows, found, strict=True):
-                results[row] = [Translated(self.target.decode(ids), *scores) for ids, *scores in hypotheses]
+                results[row] = hypotheses
+
+        if self.device.type == "cpu" and self.workers > 1 and len(batches) > 1:
+            # Threads with a core each instead of products split over cores: the operators of a step are too small.
+            threads = torch.get_num_threads()
+            with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(translate, reversed(batches)))  # the longest first, so that all end together
+            torch.set_num_threads(threads)
+        else:
+            for rows in batches:
+                translate(rows)
         return results
+
+    def _made_fast(self, model: TranslationModel) -> TranslationModel:
+        """Return the model with its weights laid out for the device, where they can be."""
+        if self.device.type == "cpu":
+            packable = torch.backends.mkldnn.is_available() and next(model.parameters()).dtype == torch.float32
+            if packable or self.precision != "fp32":
+                return pack(model, self.precision)
+        elif self.precision == "int8":
+            raise ValueError(f"precision=int8 is for CPUs, and the model is on {self.device}: choose bf16 or fp32.")
+        return model
 
     def log_probabilities(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
         """Return the natural logarithm of the probability of each given translation, the end of sentence counted.

@@ -246,7 +246,7 @@ def test_the_cache_takes_the_type_of_the_memory(decoder):
     memory = decoder.bfloat16().read(torch.randn(2, 5, 32, dtype=torch.bfloat16))
     cache = decoder.new_cache(memory, capacity=3, beams=4)
     assert decoder(torch.randn(8, 1, 32, dtype=torch.bfloat16), memory, cache).dtype == torch.bfloat16
-    assert cache[0].key.dtype == torch.bfloat16 and cache[0].key.shape == (8, 2, 3, 8)
+    assert cache[0].key.dtype == torch.bfloat16 and cache[0].key.shape == (2, 2, 12, 8)
 
 
 # Beams.
@@ -271,14 +271,19 @@ def test_rows_that_are_no_multiple_of_the_memory_are_refused_instead_of_mixed(de
         decoder(torch.randn(3, 4, 32), memory)
 
 
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize(("kept", "rows"), [([0, 1, 2], [1, 1, 3, 2, 4, 4]), ([0, 2], [1, 0, 5, 5]), ([1], [3, 2])])
-def test_a_cache_follows_its_beams_and_its_sentences(kept, rows):
-    model = Decoder(config(position="rotary"), depth=2).double()
+def test_a_cache_follows_its_beams_and_its_sentences(kept, rows, position):
+    model = Decoder(config(position=position), depth=2).double()
+    parents = list(range(6))
+    for place, sentence in enumerate(kept):
+        parents[2 * sentence : 2 * sentence + 2] = rows[2 * place : 2 * place + 2]
     before, after = doubles(6, 3, 12), doubles(len(rows), 2, 12)
     memory = model.read(doubles(3, 5, 12), padding_mask(LENS, 5))
     cache = model.new_cache(memory, capacity=5, beams=2)
     model(before, memory, cache)
-    cache.select(torch.tensor(rows))
+    cache.reorder(torch.tensor(parents))
+    cache.keep(torch.tensor(kept))
     memory = memory.select(torch.tensor(kept))
     steps = torch.cat([model(piece, memory, cache) for piece in after.split(1, 1)], 1)
     whole = model(torch.cat([before[rows], after], 1), memory)

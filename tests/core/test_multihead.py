@@ -235,14 +235,14 @@ def test_attention_in_pieces_over_a_cache_equals_attention_at_once(score, positi
     layer = layer.double()
     x = doubles(2, 7, 24)
     for pieces in [(1,) * 7, (3, 4), (2, 1, 4), (7,)]:
-        cache = LayerCache(layer.keys_values(x), rows=2, capacity=9)
+        cache = LayerCache(layer.keys_values(x), capacity=9)
         out = torch.cat([layer(piece, cache=cache) for piece in x.split(pieces, 1)], 1)
         assert_close(out, layer(x), rtol=0, atol=1e-10)
 
 
 def test_a_cache_returns_what_was_put_in_and_refuses_more_than_its_capacity():
     like = KeysValues(doubles(2, 3, 5, 4), doubles(2, 3, 5, 4))
-    cache, pieces = LayerCache(like, rows=2, capacity=5), [doubles(2, 3, n, 4) for n in (2, 3)]
+    cache, pieces = LayerCache(like, capacity=5), [doubles(2, 3, n, 4) for n in (2, 3)]
     for piece in pieces:
         key, value = cache.append(piece, -piece)
     assert_close(key, torch.cat(pieces, 2))
@@ -252,14 +252,15 @@ def test_a_cache_returns_what_was_put_in_and_refuses_more_than_its_capacity():
     assert cache.length == 5
 
 
-@pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 1], [2], [], [0, 2, 2, 1]])
-def test_a_cache_follows_the_rows_that_are_selected(rows):
-    first, second = doubles(3, 2, 2, 4), doubles(len(rows), 2, 1, 4)
-    cache = LayerCache(KeysValues(first, first), rows=3, capacity=4)
+@pytest.mark.parametrize("kept", [[0, 1, 2], [0, 2], [2], []])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_cache_keeps_the_sentences_that_are_left(kept, beams):
+    first, second = doubles(3, 2, 2 * beams, 4), doubles(len(kept), 2, beams, 4)
+    cache = LayerCache(KeysValues(first, first), capacity=4, beams=beams)
     cache.append(first, -first)
-    cache.select(torch.tensor(rows, dtype=torch.int64))
+    cache.keep(torch.tensor(kept, dtype=torch.int64))
     key, value = cache.append(second, -second)
-    assert_close(key, torch.cat([first[rows], second], 2))
+    assert_close(key, torch.cat([first[kept], second], 2))
     assert_close(value, -key)
 
 
@@ -270,7 +271,7 @@ def test_a_memory_and_a_cache_together_are_refused():
     layer, x = MultiHeadAttention(12, 3), torch.randn(2, 5, 12)
     memory = layer.keys_values(x)
     with pytest.raises(ValueError, match="memory .* or cache"):
-        layer(x, memory, cache=LayerCache(memory, 2, 5))
+        layer(x, memory, cache=LayerCache(memory, 5))
 
 
 def test_a_position_is_not_silently_left_out_towards_a_memory():

@@ -103,11 +103,11 @@ class Cached:
         return self.decoder(self.embedding[tokens].unsqueeze(1), self.memory, self.cache)[:, 0] @ self.embedding.T
 
     def reorder(self, parents: Tensor) -> None:
-        self.cache.select(parents)
+        self.cache.reorder(parents)
 
     def keep(self, sentences: Tensor) -> None:
         self.memory = self.memory.select(sentences)
-        self.cache.select(torch.arange(self.cache[0].key.size(0)).view(-1, self.rows)[sentences].flatten())
+        self.cache.keep(sentences)
 
 
 def run(model: Recurrent, config: SearchConfig, sentences: list[int], limits: list[int], **options):

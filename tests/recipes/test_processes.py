@@ -126,11 +126,24 @@ def test_as_many_as_asked_for_or_started_by_another_launcher_are_welcome(monkeyp
 def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
     try:
-        assert use_machine(0) == 7 and torch.get_num_threads() == 7
+        assert use_machine(0).threads == 7 and torch.get_num_threads() == 7
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-        assert use_machine(0) == 2
-        assert use_machine(1) == 1
+        assert use_machine(0).threads == 2
+        assert use_machine(1).threads == 1
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-        assert use_machine(0) == 1
+        assert use_machine(0).threads == 1
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_tuned_process_still_multiplies_float32_exactly_and_says_what_it_did():
+    threads = torch.get_num_threads()
+    try:
+        machine = use_machine(1)
+        left, right = torch.randn(2, 300, 300)
+        assert (left @ right - left.double() @ right.double()).abs().amax() < 1e-3
+        assert str(machine).startswith("CPU: 1 threads, memory kept, float32 by ")
+        plain = use_machine(1, tune=False)
+        assert not plain.keeps_memory and not plain.one_dnn
+    finally:
+        torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """Text in, text out: line n of the output belongs to line n of the input, whatever it is computed together with."""
 
+import copy
 import random
 
 import pytest
@@ -88,6 +89,34 @@ def test_translations_come_in_the_order_of_the_input_and_do_not_depend_on_the_ba
         assert close(translator(count, **search).n_best(lines[::-1])[::-1], together)
         assert close(translator(count, **search).n_best(lines[4:5]), together[4:5])
     assert len({found[0].text for found in together}) > 7
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["greedy", "beam", "sample", "top k"])
+def test_any_number_of_workers_gives_the_same_translations(models, vocabulary, search):
+    lines, threads = sentences(23, seed=3), torch.get_num_threads()
+    found = [
+        Translator(
+            models, vocabulary, vocabulary, search=SearchConfig(max_length=12, **search), tokens=40, workers=workers
+        ).n_best(lines)
+        for workers in (1, 2, 5)
+    ]
+    assert close(found[1], found[0]) and close(found[2], found[0])
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 1.0), ("bf16", 0.8), ("int8", 0.8)])
+def test_packed_weights_translate_as_the_plain_ones(models, vocabulary, precision, share):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    lines, config = sentences(40, seed=5), SearchConfig(max_length=12)
+    exact = Translator(models[:1], vocabulary, vocabulary, search=config).n_best(lines)
+    packed = Translator(
+        [copy.deepcopy(models[0]).float()], vocabulary, vocabulary, search=config, precision=precision
+    ).n_best(lines)
+    equal = [one[0].text == other[0].text for one, other in zip(exact, packed, strict=True)]
+    assert sum(equal) >= share * len(lines)
+    if precision != "fp32":
+        assert [one[0].score for one in exact] != pytest.approx([one[0].score for one in packed], rel=1e-5)
 
 
 def test_one_sentence_is_translated_by_a_call(translator):
