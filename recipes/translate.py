@@ -54,7 +54,7 @@ class Recipe:
     precision: Precision = "fp32"
     """Of the matrix products: bf16 is quicker where the processor or GPU has it, int8 on most CPUs; both round."""
     workers: int = 0
-    """Threads that translate their own sentences on a CPU, one core each; 0: one a core."""
+    """Processes that translate their own sentences on a CPU, one core each; 0: one a core."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """How translations are searched for; what is not given is as the run was scored with."""
 
@@ -72,7 +72,7 @@ def main(recipe: Recipe) -> None:
     )
     with opened(recipe.output) as output:
         for lines, prefixes in groups:
-            for source, found in zip(lines, translator.n_best(lines, prefixes), strict=True):
+            for source, found in zip(lines, translator.n_best(lines, prefixes, scores=recipe.json), strict=True):
                 if recipe.json:
                     record = {"source": source, "translations": [translated._asdict() for translated in found]}
                     print(json.dumps(record, ensure_ascii=False), file=output)

@@ -159,9 +159,19 @@ def _products(
         hidden = ~allowed
         logits = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
         blind = hidden.all(-1, keepdim=True)
-    weights = drop_out(logits.softmax(-1), dropout)
+    weights = drop_out(_softmax(logits), dropout)
     out = (weights.view(batch, kv_heads, -1, keys) @ value).view(batch, heads, queries, -1)
-    return out if blind is None else out.masked_fill(blind, 0.0)
+    if blind is None or not (torch.compiler.is_compiling() or blind.any()):  # asked on a CPU, where nothing has to wait
+        return out
+    return out.masked_fill(blind, 0.0)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the keys; the kernel of CPUs takes ten times as long for rows that are shorter than a vector."""
+    missing = 64 // logits.element_size() - logits.size(-1)
+    if logits.device.type != "cpu" or missing <= 0:
+        return logits.softmax(-1)
+    return F.pad(logits, (0, missing), value=-torch.inf).softmax(-1)[..., :-missing]
 
 
 def _scores(score: Score, query: Tensor, key: Tensor) -> Tensor:

@@ -33,15 +33,12 @@ class Beams:
         self.finished_scores = self.finished_log_probabilities = torch.full(shape, -torch.inf, device=device)
 
     def advance(
-        self, logits: Float[Tensor, "rows vocabulary"], normalisers: Float[Tensor, "rows"]
+        self, log_probs: Float[Tensor, "rows vocabulary"]
     ) -> tuple[Int[Tensor, "rows"], Int[Tensor, "rows"] | None]:
-        """Extend every hypothesis by a token; return the tokens and the rows they continue, None if nobody moved.
-
-        The log-probability of a token is its logit less the normaliser of its row.
-        """
+        """Extend every hypothesis by a token; return the tokens and the rows they continue, None if nobody moved."""
         sentences, beams = self.log_probabilities.shape
-        values, tokens = best(logits, 2 * beams)
-        totals = ((self.log_probabilities.flatten() - normalisers).unsqueeze(1) + values).view(sentences, -1)
+        values, tokens = best(log_probs, 2 * beams)
+        totals = (self.log_probabilities.flatten().unsqueeze(1) + values).view(sentences, -1)
         totals, order = totals.sort(dim=1, descending=True, stable=True)  # equal ones: the lower beam first
         totals, order = totals[:, : 2 * beams], order[:, : 2 * beams]
         tokens, parents = tokens.view(sentences, -1).gather(1, order), order // values.size(1)

@@ -1,4 +1,4 @@
-"""What an output may not, and what it must continue with: rules on the logits of a search."""
+"""What an output may not, and what it must continue with: rules on the log-probabilities of a search."""
 
 from collections.abc import Sequence
 
@@ -35,47 +35,49 @@ class Constraints:
         """Positions where anything is forced, known to the host."""
 
     def apply(
-        self, logits: Float[Tensor, "rows vocabulary"], history: Int[Tensor, "sentences rows_per_sentence length"]
+        self, log_probs: Float[Tensor, "rows vocabulary"], history: Int[Tensor, "sentences rows_per_sentence length"]
     ) -> None:
         """Set what must not follow `history` to -inf, in place."""
         position = history.size(2)
         if not self.forcing[position]:
-            self._ban(logits, history)
+            self._ban(log_probs, history)
             return
         forced = self.forced[:, position].repeat_interleave(history.size(1)).unsqueeze(1)
         must, tokens = forced >= 0, forced.clamp(min=0)
-        given = logits.gather(1, tokens)
-        self._ban(logits, history)
-        logits.masked_fill_(must, -torch.inf)
-        logits.scatter_(1, tokens, given.where(must, logits.gather(1, tokens)))
+        given = log_probs.gather(1, tokens)
+        self._ban(log_probs, history)
+        log_probs.masked_fill_(must, -torch.inf)
+        log_probs.scatter_(1, tokens, given.where(must, log_probs.gather(1, tokens)))
 
     def _ban(
-        self, logits: Float[Tensor, "rows vocabulary"], history: Int[Tensor, "sentences rows_per_sentence length"]
+        self, log_probs: Float[Tensor, "rows vocabulary"], history: Int[Tensor, "sentences rows_per_sentence length"]
     ) -> None:
-        logits.index_fill_(1, self.banned, -torch.inf)
-        too_short, end = history.size(2) < self.config.min_length, logits[:, self.eos_id].clone()
+        log_probs.index_fill_(1, self.banned, -torch.inf)
+        too_short, end = history.size(2) < self.config.min_length, log_probs[:, self.eos_id].clone()
         if too_short:
-            logits[:, self.eos_id] = -torch.inf
+            log_probs[:, self.eos_id] = -torch.inf
         if self.config.no_repeat_ngram:
-            _ban_repetition(logits, history.flatten(0, 1), self.config.no_repeat_ngram)
+            _ban_repetition(log_probs, history.flatten(0, 1), self.config.no_repeat_ngram)
             if too_short:
-                stuck = logits.amax(dim=1) == -torch.inf
-                logits[:, self.eos_id] = end.masked_fill(~stuck, -torch.inf)
+                stuck = log_probs.amax(dim=1) == -torch.inf
+                log_probs[:, self.eos_id] = end.masked_fill(~stuck, -torch.inf)
 
     def keep(self, sentences: Int[Tensor, "kept"]) -> None:
         """Go on with these sentences only."""
         self.forced = self.forced[sentences]
 
 
-def _ban_repetition(logits: Float[Tensor, "rows vocabulary"], history: Int[Tensor, "rows length"], size: int) -> None:
+def _ban_repetition(
+    log_probs: Float[Tensor, "rows vocabulary"], history: Int[Tensor, "rows length"], size: int
+) -> None:
     """Ban every token that has followed the last `size` - 1 tokens before."""
     length = history.size(1)
     if length < size:
         return
     ngrams = history.unfold(1, size, 1)
     same = (ngrams[:, :, :-1] == history[:, length - size + 1 :].unsqueeze(1)).all(dim=2)
-    ban = torch.full_like(same, torch.inf, dtype=logits.dtype).masked_fill(same, -torch.inf)
-    logits.scatter_reduce_(1, ngrams[:, :, -1], ban, "amin")
+    ban = torch.full_like(same, torch.inf, dtype=log_probs.dtype).masked_fill(same, -torch.inf)
+    log_probs.scatter_reduce_(1, ngrams[:, :, -1], ban, "amin")
 
 
 def _check(prefix: Sequence[Sequence[int]], limits: Sequence[int], eos_id: int) -> None:

@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         blocks = (cast(DecoderBlock, block) for block in self.blocks)
         projected = [block.cross_attention.keys_values(states) for block in blocks]
         if not torch.is_grad_enabled():  # many steps will read it, so it is laid out for them once
-            projected = [KeysValues(key.contiguous(), value.contiguous()) for key, value in projected]
+            projected = [KeysValues(key.mT.contiguous().mT, value.contiguous()) for key, value in projected]
         return Memory(projected, mask)
 
     def new_cache(self, memory: Memory, capacity: int, *, beams: int = 1) -> Cache:

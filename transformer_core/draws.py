@@ -36,19 +36,13 @@ class Draws:
         """Say which sentences have all their rows ended, though these may stay in the batch for a while."""
         return self.ended.all(dim=1)
 
-    def advance(
-        self, logits: Float[Tensor, "rows vocabulary"], normalisers: Float[Tensor, "rows"]
-    ) -> tuple[Int[Tensor, "rows"], None]:
-        """Extend every row by a token, ended ones by the end of sentence again; no row ever moves.
-
-        The log-probability of a token is its logit less the normaliser of its row.
-        """
+    def advance(self, log_probs: Float[Tensor, "rows vocabulary"]) -> tuple[Int[Tensor, "rows"], None]:
+        """Extend every row by a token, ended ones by the end of sentence again; no row ever moves."""
         if self.noise is None:
-            values, tokens = best(logits, 1)
+            values, tokens = best(log_probs, 1)
         else:
-            tokens = sample(logits, self.noise[:, :, self.history.size(2)].flatten(), self.config).unsqueeze(1)
-            values = logits.gather(1, tokens)
-        values = values - normalisers.unsqueeze(1)
+            tokens = sample(log_probs, self.noise[:, :, self.history.size(2)].flatten(), self.config).unsqueeze(1)
+            values = log_probs.gather(1, tokens)
         tokens = tokens.view(self.ended.shape).masked_fill(self.ended, self.eos_id)
         values = values.view(self.ended.shape).masked_fill(self.ended, 0.0)
         self.log_probabilities = self.log_probabilities + values
@@ -77,10 +71,10 @@ class Draws:
 
 
 def sample(
-    logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], config: SearchConfig
+    log_probs: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], config: SearchConfig
 ) -> Int[Tensor, "rows"]:
     """Draw a token per row by inverting the cumulative distribution at `uniform`, from 0 to 1."""
-    scores, tokens = logits / config.temperature, None
+    scores, tokens = log_probs / config.temperature, None
     if config.top_k:
         scores, tokens = best(scores, config.top_k)
     elif config.top_p < 1:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,7 +21,8 @@ TYPICAL_ROWS = 256
 def pack(model: Model, precision: Precision) -> Model:
     """Return a model that computes what `model` does, its linear layers packed for inference on a CPU.
 
-    fp32 rounds as before, or in another order. bf16 multiplies in bfloat16 and adds up in float32, quickly where the
+    fp32 rounds as before, or in another order; it is packed where `torch.backends.mkldnn.matmul.fp32_precision` is
+    "bf16", which asks for oneDNN. bf16 multiplies in bfloat16 and adds up in float32, quickly where the
     CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each call likewise
     (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole numbers.
     Weights are shared with `model`: training that goes on is not seen by the packed one.
@@ -58,6 +60,13 @@ class PackedLinear(nn.Module):
         return self.kernels[part](x)
 
 
+def _leave_or_pack(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Pack float32 where this process has been told to multiply it by oneDNN; MKL wants it as it is."""
+    if torch.backends.mkldnn.matmul.fp32_precision == "bf16":  # pyright: ignore[reportAttributeAccessIssue]
+        return _pack_float(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
+
+
 def _pack_float(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
@@ -86,7 +95,7 @@ def _pack_int8(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor
 
 
 KERNELS: dict[Precision, Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]] = {
-    "fp32": _pack_float,
+    "fp32": _leave_or_pack,
     "bf16": _pack_bfloat16,
     "int8": _pack_int8,
 }

@@ -77,14 +77,16 @@ def search(
     banned: Sequence[int] = (),
     prefix: Sequence[Sequence[int]] | None = None,
     sentence_ids: Sequence[int] | None = None,
+    scores: bool = True,
 ) -> list[list[Hypothesis]]:
     """Return up to `n_best` hypotheses per sentence, best first; fewer only where fewer exist.
 
     `state` is fresh and has `config.rows_per_sentence` rows per sentence. `max_lengths` says how many tokens each
     sentence may get before its end, `config.max_length` at most; the search runs on its device. `banned` are
     never generated, but still hold probability; a `prefix` may hold them. A prefix is forced upon its sentence and its
-    log-probability is counted. Draws follow `sentence_ids`, by default the positions in the batch. ValueError if the
-    prefixes do not fit, FloatingPointError if the decoder gives NaN.
+    log-probability is counted. Draws follow `sentence_ids`, by default the positions in the batch. Without `scores` a
+    greedy search goes by the logits as they are, which is quicker, and its hypotheses have scores of nan. ValueError if
+    the prefixes do not fit, FloatingPointError if the decoder gives NaN.
     """
     sentences, rows, device = len(max_lengths), config.rows_per_sentence, max_lengths.device
     if sentences == 0:
@@ -95,16 +97,16 @@ def search(
         frontier = Draws(config, limits, eos_id, device, sentence_ids or range(sentences))
     else:
         frontier = Beams(config, limits, eos_id, device)
+    plain = not scores and config.beams == 1 and not config.sample
     found: dict[int, list[Hypothesis]] = {}
     places = list(range(sentences))  # in the batch of the caller, of the sentences still searched
     tokens = torch.full((sentences * rows,), bos_id, device=device)
     patience = 1 if device.type == "cpu" else 4  # steps between two questions to the device: each waits for it
     for step in range(1, max(limits) + 2):
         logits = state.step(tokens)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        normalisers = _normalisers(logits)
-        constraints.apply(logits, frontier.history)
-        tokens, parents = frontier.advance(logits, normalisers)
+        log_probs = logits if plain else _log_softmax(logits)
+        constraints.apply(log_probs, frontier.history)
+        tokens, parents = frontier.advance(log_probs)
         stopped: list[bool] = frontier.stopped.tolist() if step % patience == 0 else [False]
         if all(stopped):
             break
@@ -122,15 +124,9 @@ def search(
     found.update(zip(places, frontier.hypotheses(list(range(len(places)))), strict=True))
     if any(math.isnan(hypothesis.score) for hypotheses in found.values() for hypothesis in hypotheses):
         raise FloatingPointError("The decoder returned NaN: its weights or its input are broken.")
+    if plain:
+        return [[Hypothesis(found[place][0].ids, math.nan, math.nan)] for place in range(sentences)]
     return [found[place] for place in range(sentences)]
-
-
-def _normalisers(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows"]:
-    """Return what logits exceed log-probabilities by: the logarithm of their exponentials' sum.
-
-    The largest probability is exp(largest logit - that). One softmax is several times as fast as `logsumexp` on a CPU.
-    """
-    return logits.amax(1) - logits.softmax(1).amax(1).log()
 
 
 def _log_softmax(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:

@@ -142,7 +142,7 @@ class Translation(Task[Batch]):
         assert isinstance(model, TranslationModel)
         config = SearchConfig(beams=1, max_length=self.search.max_length) if split == "valid" else self.search
         nll, tokens = reference_nll(model, batch)
-        found = decode([model], batch.source, batch.mask, config, batch.rows)
+        found = decode([model], batch.source, batch.mask, config, batch.rows, scores=False)
         texts = (self.pairs.target.decode(hypotheses[0].ids) for hypotheses in found)
         return list(zip(batch.rows, map(Output, texts, nll, tokens), strict=True))
 
@@ -215,10 +215,13 @@ def decode(
     config: SearchConfig,
     sentence_ids: Sequence[int],
     prefix: Sequence[Sequence[int]] | None = None,
+    *,
+    scores: bool = True,
 ) -> list[list[Hypothesis]]:
     """Search for translations of a padded batch with one model, or with several whose probabilities are averaged.
 
-    A translation has at most as many pieces as `longest_translation` says of its own source.
+    A translation has at most as many pieces as `longest_translation` says of its own source. Without `scores` a greedy
+    search is quicker, and scores are nan.
     """
     lengths = [source.size(1)] * len(source) if mask is None else mask.sum((1, 2, 3)).tolist()
     limits = [longest_translation(length, config) for length in lengths]
@@ -236,4 +239,5 @@ def decode(
             banned=[PAD, UNK, BOS],
             prefix=prefix,
             sentence_ids=sentence_ids,
+            scores=scores,
         )

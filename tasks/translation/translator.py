@@ -1,8 +1,8 @@
 """A trained translator: text in, text out, in the order it came."""
 
 import logging
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from tasks.errors import InputError
 from tasks.translation.batching import plan_batches
+from tasks.translation.forks import fork_map
 from tasks.translation.model import TranslationModel
 from tasks.translation.task import collate, decode, longest_translation, pad_source, reference_nll
 from tasks.translation.vocabulary import Vocabulary
@@ -58,7 +59,8 @@ class Translator:
             tokens: pieces that are translated together, padding counted.
             max_length: pieces of a sentence that are read; what follows is cut off.
             precision: of the matrix products. int8 is for CPUs.
-            workers: threads that each translate their own sentences on a CPU, one core each; 0: one a core.
+            workers: processes that each translate their own sentences on a CPU, one core each; 0: one a core, where the
+                system can fork.
 
         Raises:
             ValueError: int8 is asked for on another device than a CPU.
@@ -69,7 +71,7 @@ class Translator:
         self.tokens, self.max_length = tokens, max_length
         self.device = next(models[0].parameters()).device
         self.precision: Precision = precision
-        self.workers = workers or torch.get_num_threads()
+        self.workers = workers or (torch.get_num_threads() if sys.platform == "linux" else 1)
         self.searched = [self._made_fast(model) for model in self.models]
 
     def __call__(self, sentence: str) -> str:
@@ -81,10 +83,14 @@ class Translator:
 
         A sentence of more than `max_length` pieces is cut there, with a warning. An empty one stays empty.
         """
-        return [found[0].text for found in self.n_best(sentences)]
+        return [found[0].text for found in self.n_best(sentences, scores=False)]
 
-    def n_best(self, sentences: Sequence[str], prefixes: Sequence[str] | None = None) -> list[list[Translated]]:
+    def n_best(
+        self, sentences: Sequence[str], prefixes: Sequence[str] | None = None, *, scores: bool = True
+    ) -> list[list[Translated]]:
         """Return the `n_best` translations of each sentence, best first; each begins with its prefix, if given.
+
+        Without `scores` greedy search is quicker, and its scores are nan.
 
         Raises InputError where a prefix is longer than its translation may become.
         """
@@ -100,11 +106,11 @@ class Translator:
                     )
         return [
             [Translated(self.target.decode(ids), *scores) for ids, *scores in hypotheses]
-            for hypotheses in self.search_ids(pieces, forced)
+            for hypotheses in self.search_ids(pieces, forced, scores=scores)
         ]
 
     def search_ids(
-        self, sources: Sequence[list[int]], prefixes: Sequence[list[int]] | None = None
+        self, sources: Sequence[list[int]], prefixes: Sequence[list[int]] | None = None, *, scores: bool = True
     ) -> list[list[Hypothesis]]:
         """Return the `n_best` outputs for each source, pieces in and pieces out; an empty source stays empty.
 
@@ -114,24 +120,20 @@ class Translator:
         prefixes = [[] for _ in sources] if prefixes is None else prefixes
         batches = self._batches([row for row, ids in enumerate(sources) if ids], sources)
 
-        def translate(rows: list[int]) -> None:
+        def translate(rows: list[int]) -> list[list[Hypothesis]]:
             source, mask = pad_source([sources[row] for row in rows])
             source, mask = source.to(self.device), None if mask is None else mask.to(self.device)
+            forced = [prefixes[row] for row in rows]
             narrow = self.device.type != "cpu" and self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
-                found = decode(self.searched, source, mask, self.search, rows, [prefixes[row] for row in rows])
-            for row, hypotheses in zip(rows, found, strict=True):
-                results[row] = hypotheses
+                return decode(self.searched, source, mask, self.search, rows, forced, scores=scores)
 
-        if self.device.type == "cpu" and self.workers > 1 and len(batches) > 1:
-            # Threads with a core each instead of products split over cores: the operators of a step are too small.
-            threads = torch.get_num_threads()
-            with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.map(translate, reversed(batches)))  # the longest first, so that all end together
-            torch.set_num_threads(threads)
-        else:
-            for rows in batches:
-                translate(rows)
+        batches.reverse()  # the longest first, so that all workers end together
+        share = self.device.type == "cpu" and min(self.workers, len(batches)) > 1
+        found = fork_map(translate, batches, self.workers) if share else map(translate, batches)
+        for rows, hypotheses in zip(batches, found, strict=True):
+            for row, own in zip(rows, hypotheses, strict=True):
+                results[row] = own
         return results
 
     def _made_fast(self, model: TranslationModel) -> TranslationModel:

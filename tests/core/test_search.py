@@ -174,6 +174,14 @@ def test_a_wide_beam_that_stops_at_the_best_possible_finds_what_exhaustive_searc
     assert_same(run(model, config, [0, 5, 7], [4, 4, 2]), expected)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_greedy_search_without_scores_finds_the_same(seed):
+    model, config = Recurrent.random(seed, vocabulary=9, end=0.5), SearchConfig(beams=1, min_length=2)
+    plain, scored = (run(model, config, [0, 5, 7], [8, 4, 2], banned=[3], scores=scores) for scores in (False, True))
+    assert [found[0].ids for found in plain] == [found[0].ids for found in scored]
+    assert all(math.isnan(found[0].score) and math.isnan(found[0].log_probability) for found in plain)
+
+
 @pytest.mark.parametrize("penalty", ["none", "average", "gnmt"])
 def test_the_best_possible_rule_ends_the_search_before_the_maximal_length(penalty):
     model = Recurrent.random(1, end=8.0)

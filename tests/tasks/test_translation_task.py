@@ -466,7 +466,7 @@ def test_the_check_fails_where_evaluation_is_noisy(prepared, breakage, monkeypat
 def check_a_perfect_model_scores_100(task: Translation, monkeypatch) -> None:
     """The search finds the reference of each sentence, whatever batch it is in."""
 
-    def perfect(models, source, mask, config, sentence_ids, prefix=None):
+    def perfect(models, source, mask, config, sentence_ids, prefix=None, **options):
         return [[Hypothesis(task.pairs.splits["valid"].target[row], 0.0, 0.0)] for row in sentence_ids]
 
     monkeypatch.setattr(module, "decode", perfect)
