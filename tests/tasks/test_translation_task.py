@@ -547,7 +547,7 @@ def test_settings_of_two_groups_that_contradict_are_refused(make: Callable[[], T
 def test_a_search_is_greedy_while_training_and_never_longer_than_asked_for(prepared, monkeypatch):
     """Longer than `search` says it could leave the learned positions."""
     asked, decode = [], module.decode
-    monkeypatch.setattr(module, "decode", lambda *given: asked.append(given[3]) or decode(*given))
+    monkeypatch.setattr(module, "decode", lambda *given, **options: asked.append(given[3]) or decode(*given))
     model, batch = prepared.build().eval(), prepared.batch("valid", [0], 0)
     for split in ("valid", "test"):
         prepared.predict(split, model, batch)
