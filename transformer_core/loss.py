@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ROWS = 512
-"""Rows of logits that exist at one time."""
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
+"""Logits that exist at one time on a device, in whole rows; fewer leave a GPU idle."""
 
 
 class FactoredLogits(NamedTuple):
@@ -52,6 +52,11 @@ def linear_cross_entropy(
         return CrossEntropy(*_LinearCrossEntropy.apply(hidden, weight, target, smoothing, consistency, dtype))
 
 
+def chunk_rows(weight: Float[Tensor, "vocabulary dim"]) -> int:
+    """Return how many rows of logits exist at one time."""
+    return max(1, CHUNK_ELEMENTS.get(weight.device.type, 2**24) // len(weight))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -69,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         plain, normalisers, divergence = hidden.new_zeros(3, dtype=torch.float64).unbind()
         passes = 2 if consistency else 1
         pairs = torch.arange(len(hidden), device=hidden.device).view(passes, -1)
-        for columns in pairs.split(CHUNK_ROWS // passes, 1):
+        for columns in pairs.split(max(1, chunk_rows(weight) // passes), 1):
             rows = columns.flatten()
             inputs, labels = hidden[rows].to(dtype), target[rows, None]
             chunk = inputs @ factor.T
@@ -87,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient[torch.arange(len(rows), device=rows.device), labels[:, 0]] -= 1 - smoothing
             hidden_grad[rows] = (gradient @ factor).to(hidden.dtype)
             weight_grad += gradient.T @ inputs
-        mean_logits = hidden.sum(0, dtype=torch.float64) @ weight.mean(0, dtype=torch.float64)
+        mean_logits = hidden.sum(0).double() @ weight.mean(0).double()
         uniform = normalisers - mean_logits
         ctx.save_for_backward(hidden_grad, weight_grad)
         smoothed = (1 - smoothing) * plain + smoothing * uniform + consistency * divergence
@@ -116,7 +121,8 @@ def _divergence(log_probability: Tensor, probability: Tensor) -> tuple[Tensor, T
 def log_likelihood(logits: FactoredLogits, target: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
     """Return the log-probability of each row's target, in float32 or wider; for evaluation, without gradients."""
     parts = []
-    for hidden, labels in zip(logits.hidden.split(CHUNK_ROWS), target.split(CHUNK_ROWS), strict=True):
+    rows = chunk_rows(logits.weight)
+    for hidden, labels in zip(logits.hidden.split(rows), target.split(rows), strict=True):
         chunk = hidden @ logits.weight.T
         chunk = chunk.to(torch.promote_types(chunk.dtype, torch.float32))
         parts.append(chunk.gather(1, labels[:, None])[:, 0] - chunk.logsumexp(1))

@@ -16,7 +16,7 @@ ROWS = [1, 3, 4, 5, 8, 13]
 
 @pytest.fixture(autouse=True)
 def chunks_of_four(monkeypatch):
-    monkeypatch.setattr(MODULE, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(MODULE, "chunk_rows", lambda weight: 4)
 
 
 def example(rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
