@@ -175,7 +175,7 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
     if accelerator.is_main_process:
         checkpoint.clean(folder / CHECKPOINTS)
         if accelerator.device.type == "cpu":
-            console().print(machine, highlight=False)
+            console().print(str(machine), highlight=False)
     return accelerator
 
 

@@ -12,6 +12,7 @@ from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.translation.model import TranslationModel
 from tasks.translation.pairs import saved_vocabularies
+from tasks.translation.shortlist import Shortlist
 from tasks.translation.translator import Translator
 from tasks.translation.vocabulary import PAD
 from transformer_core.packing import Precision
@@ -25,6 +26,7 @@ def load(
     search: SearchConfig | None = None,
     precision: Precision = "fp32",
     workers: int = 0,
+    shortlist: bool = False,
 ) -> Translator:
     """Load a translator from its run folder, on the GPU if there is one.
 
@@ -33,7 +35,8 @@ def load(
         print(translator("The meeting is on March 3, 2027."))
 
     `weights` are .safetensors files or checkpoint folders instead of the final model; several make an ensemble.
-    `precision` and `workers` are those of `Translator`. Raises InputError where the folder is not a finished run.
+    `precision` and `workers` are those of `Translator`; `shortlist` uses what make_shortlist has left in the folder.
+    Raises InputError where the folder is not a finished run.
     """
     folder, recipe = Path(run), recipe_of(Recipe, run)
     source, target = saved_vocabularies(recipe.data, folder)
@@ -52,6 +55,7 @@ def load(
             max_length=recipe.data.filter.max_length,
             precision=precision,
             workers=workers,
+            shortlist=Shortlist.load(folder) if shortlist else None,
         )
     except ValueError as error:
         raise InputError(str(error)) from None

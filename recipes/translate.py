@@ -55,6 +55,8 @@ class Recipe:
     """Of the matrix products: bf16 is quicker where the processor or GPU has it, int8 on most CPUs; both round."""
     workers: int = 0
     """Processes that translate their own sentences on a CPU, one core each; 0: one a core."""
+    shortlist: bool = False
+    """Consider only the target pieces that `python -m recipes.make_shortlist RUN` has found likely: quicker."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """How translations are searched for; what is not given is as the run was scored with."""
 
@@ -68,7 +70,12 @@ def main(recipe: Recipe) -> None:
     groups = given(recipe)
     use_machine(0)
     translator = load(
-        recipe.run, weights=recipe.weights, search=recipe.search, precision=recipe.precision, workers=recipe.workers
+        recipe.run,
+        weights=recipe.weights,
+        search=recipe.search,
+        precision=recipe.precision,
+        workers=recipe.workers,
+        shortlist=recipe.shortlist,
     )
     with opened(recipe.output) as output:
         for lines, prefixes in groups:

@@ -6,10 +6,10 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transformer_core.linear import Linear
+from transformer_core.linear import Linear, taken
 
 Precision = Literal["fp32", "bf16", "int8"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,6 +58,10 @@ class PackedLinear(nn.Module):
             bias = None if self.bias is None else self.bias.detach()[slice(*part)].contiguous()
             self.kernels[part] = KERNELS[self.precision](self.weight.detach()[slice(*part)].contiguous(), bias)
         return self.kernels[part](x)
+
+    def take(self, features: Int[Tensor, "taken"]) -> "PackedLinear":
+        """Return a layer of its own that computes these output features."""
+        return PackedLinear(taken(self.weight, self.bias, features), self.precision)
 
 
 def _leave_or_pack(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

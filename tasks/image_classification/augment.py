@@ -64,6 +64,11 @@ class AugmentConfig:
     """The same for CutMix (Yun et al. 2019); 1.0 is usual. With `mixup`, each batch takes one of both, evenly."""
     mix: float = 1.0
     """Share of the micro-batches that are mixed at all."""
+    start_size: tuple[int, int] | None = None
+    """Height and width of the training images at first; they grow to the model's over `grow_epochs`, so that the first
+    epochs cost little (Tan and Le 2021, EfficientNetV2, section 4). A ViT needs positions that are learned or none."""
+    grow_epochs: int = 0
+    """Epochs after which training images have the size of the model."""
     repeats: int = 1
     """How often a drawn image is in a micro-batch (Hoffer et al. 2020), see `planned_rows`; 3 is usual."""
 
@@ -78,6 +83,9 @@ class AugmentConfig:
         _check("cutmix", self.cutmix, self.cutmix >= 0, "0 for none, or more; 1.0 is usual")
         _check("mix", self.mix, 0 <= self.mix <= 1, "a share, 0 to 1")
         _check("repeats", self.repeats, self.repeats >= 1, "1 for none, or more; 3 is usual")
+        _check("grow_epochs", self.grow_epochs, self.grow_epochs >= 0, "0 for none, or more")
+        both = (self.start_size is None) == (self.grow_epochs == 0)
+        _check("start_size", self.start_size, both, "it together with grow_epochs, or neither")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +176,20 @@ def training_transform(augment: AugmentConfig, transform: TransformConfig, image
     if augment.erasing:
         steps.append(v2.RandomErasing(augment.erasing, value=fill))  # pyright: ignore[reportArgumentType]
     return Augmentation(tuple(steps), transform.mean)
+
+
+def training_size(
+    augment: AugmentConfig, image_size: tuple[int, int], step: tuple[int, int], epoch: int
+) -> tuple[int, int]:
+    """Return height and width of the training images of an epoch, the model's or multiples of `step`."""
+    if augment.start_size is None or epoch >= augment.grow_epochs:
+        return image_size
+    share = epoch / augment.grow_epochs
+    rows, columns = (
+        max(each, round((first + share * (last - first)) / each) * each)
+        for first, last, each in zip(augment.start_size, image_size, step, strict=True)
+    )
+    return rows, columns
 
 
 def apply(transform: Transform, image: Tensor, seed: int) -> Tensor:

@@ -55,6 +55,9 @@ class Images:
     decodes every image once at the start."""
     max_pixels: int = 100_000_000
     """An image of more pixels cannot be read; decoding takes up to 8 bytes of memory a pixel."""
+    keep: bool = False
+    """Keep decoded images in memory, a byte for each pixel and channel, so that each is decoded once; every loader
+    process keeps those it has read."""
     channels: int = 3
     """3: red, green and blue; 1: grey."""
     batch: int = 128
@@ -93,6 +96,7 @@ class LabelledImages:
         _keep_classes(self.classes, folder)
         self.report: Table | None = self._leave_out() if config.corrupt == "skip" else None
         """What was left out, by split and reason, with the first names; None where nothing was."""
+        self._kept: dict[tuple[Split, int], Tensor] = {}
 
     @property
     def sizes(self) -> dict[Split, int]:
@@ -101,11 +105,16 @@ class LabelledImages:
 
     def image(self, split: Split, row: int) -> Tensor:
         """Read and decode one image, uint8 (channels, height, width); raises `ImageError`, naming it."""
+        if (split, row) in self._kept:
+            return self._kept[split, row]
         try:
-            return self._decode(split, row)
+            image = self._decode(split, row)
         except ImageError as error:
             remedy = "replace it, take it out, or leave such images out with --data.corrupt skip"
             raise ImageError(error.name, error.reason, remedy) from error
+        if self.config.keep:
+            self._kept[split, row] = image
+        return image
 
     def label(self, split: Split, row: int) -> int:
         """Return the place of an image's class in `classes`."""

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from tasks.image_classification.swin import SwinConfig, SwinTransformer
-from tasks.image_classification.vit import VisionTransformer, VitConfig
+from tasks.image_classification.vit import VisionTransformer, VitConfig, patch_grid
 from transformer_core import BlockConfig
 
 
@@ -49,6 +49,14 @@ def build_model(config: ImageModelConfig, num_classes: int, *, channels: int) ->
     if config.kind == "swin":
         return SwinTransformer(config.swin, config.block, num_classes, channels=channels)
     return VisionTransformer(config.vit, config.block, num_classes, channels=channels, image_size=config.image_size)
+
+
+def patch_pixels(config: ImageModelConfig) -> tuple[int, int]:
+    """Return height and width of what one token sees of the image."""
+    if config.kind == "swin":
+        return config.swin.patch_size
+    rows, columns = patch_grid(config.vit, config.image_size)
+    return config.image_size[0] // rows, config.image_size[1] // columns
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -22,12 +22,13 @@ from tasks.image_classification.augment import (
     mix_batch,
     normalize,
     planned_rows,
+    training_size,
     training_transform,
 )
 from tasks.image_classification.data import Images, LabelledImages
 from tasks.image_classification.distill import DistillConfig, Teacher, distillation_loss
 from tasks.image_classification.evaluate import Prediction, measure
-from tasks.image_classification.model import ImageModelConfig, build_model
+from tasks.image_classification.model import ImageModelConfig, build_model, patch_pixels
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
 from tasks.image_classification.sources import class_difference
 from tasks.task import Loss, Split, Task
@@ -85,12 +86,24 @@ class ImageClassification(Task[Batch]):
         try:
             with torch.device("meta"):  # the settings of a model are tried before data are read
                 build_model(model, 2, channels=data.channels)
-            self.train_transform = training_transform(augment, transform, model.image_size)
+            self.train_transforms = {
+                size: training_transform(augment, transform, size)
+                for size in map(self._size, range(augment.grow_epochs + 1))
+            }
             self.test_transform = evaluation_transform(transform, model.image_size)
             normalize(torch.zeros(1, data.channels, 1, 1, dtype=torch.uint8), transform.mean, transform.std)
             check_plan(augment.repeats, data.batch, augment.repeats)
         except ValueError as error:
             raise InputError(str(error)) from None
+
+    def _size(self, epoch: int) -> tuple[int, int]:
+        """Return height and width of the training images of an epoch."""
+        if self.augment.start_size is not None and self.model.block.position not in ("learned", "none", "relative"):
+            raise ValueError(
+                f"start_size={list(self.augment.start_size)} stretches positions, and model.block.position is "
+                f"{self.model.block.position}: choose learned or none."
+            )
+        return training_size(self.augment, self.model.image_size, patch_pixels(self.model), epoch)
 
     def prepare(self, folder: Path) -> None:
         """Open the images and keep the names of the classes in the run folder."""
@@ -146,13 +159,14 @@ class ImageClassification(Task[Batch]):
         """Read, decode and augment some images."""
         seen: Counter[int] = Counter()
         images = []
+        augment = self.train_transforms[self._size(epoch)] if split == "train" else self.test_transform
         for row in indices:
             image = self.images.image(split, row)
             if split == "train":
                 seed = augmentation_seed(self.data.seed, epoch, row, seen[row])
-                images.append(apply(self.train_transform, image, seed))
+                images.append(apply(augment, image, seed))
             else:
-                images.append(self.test_transform(image))
+                images.append(augment(image))
             seen[row] += 1
         labels = torch.tensor([self.images.label(split, row) for row in indices])
         first = indices[0] if indices else 0

@@ -17,6 +17,7 @@ from transformer_core import (
     make_attention,
     make_feed_forward,
     make_norm,
+    resize_grid,
     sinusoidal_grid,
 )
 
@@ -96,6 +97,7 @@ class VisionTransformer(nn.Module):
 
     def _make_position(self, block: BlockConfig) -> None:
         rows, columns = self.grid
+        self.any_grid = block.position in ("learned", "none")
         match block.position:
             case "learned":
                 places = rows * columns + self.config.prefix * self.config.position_of_prefix
@@ -123,19 +125,25 @@ class VisionTransformer(nn.Module):
         """Return what the encoder reads: learned tokens and patches, with their positions.
 
         Raises:
-            ValueError: the images have another size than the model.
+            ValueError: the images have another size than the model, whose positions are neither learned nor none.
         """
-        patches, prefix = self.patches(self.stem(images)), self.prefix
-        if patches.shape[1:3] != self.grid:
-            raise ValueError(
-                f"images make a grid of {tuple(patches.shape[1:3])} patches, and the model has {self.grid}."
-            )
+        patches, prefix, position = self.patches(self.stem(images)), self.prefix, self.position
+        rows, columns = patches.shape[1:3]
         patches = patches.flatten(1, 2)
-        if self.position is not None:
+        if (rows, columns) != self.grid:
+            if not self.any_grid:
+                raise ValueError(
+                    f"images make a grid of {(rows, columns)} patches, and the model has {self.grid}: only learned "
+                    "positions can be stretched."
+                )
+            if position is not None:
+                before = len(position) - self.grid[0] * self.grid[1]
+                position = resize_grid(position, self.grid, (rows, columns), prefix=before)
+        if position is not None:
             count = patches.size(1)
-            patches = patches + self.position[-count:]
-            if prefix is not None and len(self.position) > count:
-                prefix = prefix + self.position[:-count]
+            patches = patches + position[-count:]
+            if prefix is not None and len(position) > count:
+                prefix = prefix + position[:-count]
         if self.training and self.config.patch_dropout:
             patches = drop_patches(patches, self.config.patch_dropout)
         if prefix is not None:

@@ -72,19 +72,31 @@ class TranslationModel(nn.Module):
 
 
 class TranslationState:
-    """What a search carries from step to step: the memory of each sentence, the cache of each hypothesis."""
+    """What a search carries from step to step: the memory of each sentence, the cache of each hypothesis.
+
+    `pieces`, (candidates,) ascending, are the only ones that may follow; tokens and logits then count among them.
+    """
 
     def __init__(
-        self, model: TranslationModel, source: Tensor, mask: Tensor | None, *, beams: int, capacity: int
+        self,
+        model: TranslationModel,
+        source: Tensor,
+        mask: Tensor | None,
+        *,
+        beams: int,
+        capacity: int,
+        pieces: Tensor | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.pieces = model, pieces
+        self.output = model.output if pieces is None else model.output.take(pieces)
         self.memory = model.read(source, mask)
         self.cache = model.decoder.new_cache(self.memory, capacity, beams=beams)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each hypothesis, (rows,), and return the logits of the next one, (rows, vocabulary)."""
+        tokens = tokens if self.pieces is None else self.pieces[tokens]
         x = self.model.target_embedding(tokens[:, None], offset=self.cache.length)
-        return self.model.output(self.model.decoder(x, self.memory, self.cache)[:, 0])
+        return self.output(self.model.decoder(x, self.memory, self.cache)[:, 0])
 
     def reorder(self, parents: Tensor) -> None:
         """Let hypothesis i go on from hypothesis `parents[i]` of the same sentence."""

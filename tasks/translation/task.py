@@ -14,6 +14,7 @@ from tasks.task import Loss, Split, Task
 from tasks.translation.evaluate import Score, ScoreConfig, behaviour, score
 from tasks.translation.model import TranslationConfig, TranslationModel, TranslationState
 from tasks.translation.pairs import PairData, TextPairs
+from tasks.translation.shortlist import Shortlist
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK
 from transformer_core import FactoredLogits, linear_cross_entropy, padding_mask
 from transformer_core.loss import log_likelihood
@@ -217,27 +218,36 @@ def decode(
     prefix: Sequence[Sequence[int]] | None = None,
     *,
     scores: bool = True,
+    shortlist: Shortlist | None = None,
 ) -> list[list[Hypothesis]]:
     """Search for translations of a padded batch with one model, or with several whose probabilities are averaged.
 
     A translation has at most as many pieces as `longest_translation` says of its own source. Without `scores` a greedy
-    search is quicker, and scores are nan.
+    search is quicker, and scores are nan. With a `shortlist` only its candidates for the batch, and what the prefixes
+    hold, have a probability.
     """
     lengths = [source.size(1)] * len(source) if mask is None else mask.sum((1, 2, 3)).tolist()
     limits = [longest_translation(length, config) for length in lengths]
+    forced = [list(ids) for ids in prefix or [()] * len(source)]
+    pieces = None if shortlist is None else shortlist.pieces(source, also=[id for ids in forced for id in ids])
+    places = range(models[0].output.weight.size(0)) if pieces is None else {int(id): at for at, id in enumerate(pieces)}
     with torch.inference_mode():
+        beams, capacity = config.rows_per_sentence, max(limits) + 1
         states = [
-            TranslationState(model, source, mask, beams=config.rows_per_sentence, capacity=max(limits) + 1)
-            for model in models
+            TranslationState(each, source, mask, beams=beams, capacity=capacity, pieces=pieces) for each in models
         ]
-        return search(
+        found = search(
             Ensemble(states) if len(states) > 1 else states[0],
             config,
             max_lengths=torch.tensor(limits, device=source.device),
-            bos_id=BOS,
-            eos_id=EOS,
-            banned=[PAD, UNK, BOS],
-            prefix=prefix,
+            bos_id=places[BOS],
+            eos_id=places[EOS],
+            banned=[places[id] for id in (PAD, UNK, BOS)],
+            prefix=[[places[id] for id in ids] for ids in forced],
             sentence_ids=sentence_ids,
             scores=scores,
         )
+    if pieces is None:
+        return found
+    names: list[int] = pieces.tolist()
+    return [[one._replace(ids=[names[id] for id in one.ids]) for one in hypotheses] for hypotheses in found]

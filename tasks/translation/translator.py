@@ -12,6 +12,7 @@ from tasks.errors import InputError
 from tasks.translation.batching import plan_batches
 from tasks.translation.forks import fork_map
 from tasks.translation.model import TranslationModel
+from tasks.translation.shortlist import Shortlist
 from tasks.translation.task import collate, decode, longest_translation, pad_source, reference_nll
 from tasks.translation.vocabulary import Vocabulary
 from transformer_core.packing import Precision, pack
@@ -48,6 +49,7 @@ class Translator:
         max_length: int = 256,
         precision: Precision = "fp32",
         workers: int = 0,
+        shortlist: Shortlist | None = None,
     ) -> None:
         """Take trained models that share their vocabularies.
 
@@ -61,6 +63,7 @@ class Translator:
             precision: of the matrix products. int8 is for CPUs.
             workers: processes that each translate their own sentences on a CPU, one core each; 0: one a core, where the
                 system can fork.
+            shortlist: target pieces that are considered; None: all.
 
         Raises:
             ValueError: int8 is asked for on another device than a CPU.
@@ -71,6 +74,7 @@ class Translator:
         self.tokens, self.max_length = tokens, max_length
         self.device = next(models[0].parameters()).device
         self.precision: Precision = precision
+        self.shortlist = shortlist
         self.workers = workers or (torch.get_num_threads() if sys.platform == "linux" else 1)
         self.searched = [self._made_fast(model) for model in self.models]
 
@@ -126,7 +130,8 @@ class Translator:
             forced = [prefixes[row] for row in rows]
             narrow = self.device.type != "cpu" and self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
-                return decode(self.searched, source, mask, self.search, rows, forced, scores=scores)
+                given = self.searched, source, mask, self.search, rows, forced
+                return decode(*given, scores=scores, shortlist=self.shortlist)
 
         batches.reverse()  # the longest first, so that all workers end together
         share = self.device.type == "cpu" and min(self.workers, len(batches)) > 1

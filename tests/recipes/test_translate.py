@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import average, checkpoint, score_pairs, translate
+from recipes import average, checkpoint, make_shortlist, score_pairs, translate
 from recipes.config import launch
 from recipes.runs import load
 from transformer_core.search import SearchConfig
@@ -84,6 +84,22 @@ def test_a_pipe_whose_lines_end_at_line_feeds_alone(trained, capsys, translation
     assert [record["source"] for record in records] == [LINES[0], "", "red\rdog\u2028red", LINES[4]]
     texts = [record["translations"][0]["text"] for record in records]
     assert (texts[0], texts[1], texts[3]) == (translations[0], "", translations[4])
+
+
+@pytest.mark.parametrize("options", [["--precision", "fp32", "--workers", "2"], ["--shortlist"]])
+def test_quicker_ways_translate_the_same(trained, capsys, translations, written, tmp_path, options):
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    if "--shortlist" in options:
+        assert "wrote" in run(make_shortlist, capsys, folder)
+    path = written("talk.en", "\n".join(LINES))
+    assert run(translate, capsys, folder, "--input", path, *options).split("\n") == [*translations, ""]
+
+
+def test_a_shortlist_that_was_not_made_is_missed(trained, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(translate, capsys, trained.folder, "--text", "red", "--shortlist")
+    assert caught.value.code == 2
+    assert f"make it with `python -m recipes.make_shortlist {trained.folder}`" in capsys.readouterr().err
 
 
 def test_a_translation_with_a_line_break_stays_on_its_line(trained, capsys, monkeypatch, translations):

@@ -153,6 +153,17 @@ def test_no_image_is_opened_before_it_is_asked_for(tmp_path):
     assert "--data.corrupt skip" in message
 
 
+def test_images_that_are_kept_are_decoded_once(tmp_path):
+    folder = animals(tmp_path / "animals")
+    kept, other = (read(tmp_path, folder, run=str(keep), keep=keep) for keep in (True, False))
+    before = content(kept)
+    for path in (tmp_path / "animals").rglob("*.png"):
+        path.unlink()
+    assert content(kept) == before
+    with pytest.raises(ImageError):
+        content(other)
+
+
 def test_a_file_that_went_away_is_named(tmp_path):
     data = read(tmp_path, animals(tmp_path / "zoo"))
     (tmp_path / "zoo" / "cat" / "1.png").unlink()

@@ -278,6 +278,17 @@ def test_positions_are_stretched_to_another_resolution_as_timm_does():
     assert fitted.said == ["positions stretched from a grid of [4, 3] to [8, 5]"]
 
 
+@pytest.mark.parametrize("fields", [{}, {"position_of_prefix": False, "registers": 2}])
+def test_images_of_another_size_are_read_as_by_a_model_with_stretched_positions(fields):
+    model, images = scrambled(vit(**fields)), torch.randn(2, 3, 64, 80)
+    other = vit(size=(64, 80), **fields)
+    other.load_state_dict(fit_pretrained(other, model.state_dict(), grid=model.grid).tensors)
+    assert_close(model(images), other(images))
+    assert not torch.allclose(model(images), model(images.flip(3)))
+    with pytest.raises(ValueError, match="only learned positions can be stretched"):
+        vit(block(position="rotary"))(images)
+
+
 def test_a_head_for_other_classes_starts_at_zero_and_says_so():
     theirs = scrambled(timm_vit())
     fitted = fit_pretrained(vit(classes=3), theirs.state_dict())

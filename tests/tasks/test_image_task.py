@@ -269,6 +269,34 @@ def trained(tmp_path) -> tuple[Path, dict[str, Tensor]]:
     return tmp_path / "model.safetensors", model.state_dict()
 
 
+# Images that grow.
+
+
+@pytest.mark.parametrize("model", [MODEL, replace(MODEL, kind="swin", block=replace(BLOCK, position="relative"))])
+def test_training_images_grow_to_the_size_of_the_model(make, model):
+    task = make(
+        replace(model, image_size=(16, 24)),
+        augment=replace(STILL, start_size=(8, 8), grow_epochs=4),
+        data={"keep": True},
+    )
+    network = task.build().train()
+    sizes = []
+    for epoch in range(6):
+        batch = task.batch("train", [0, 3], epoch)
+        sizes.append(tuple(batch.images.shape[2:]))
+        assert task.loss(network, batch).total.isfinite()
+    assert sizes == [(8, 8), (8, 12), (12, 16), (16, 20), (16, 24), (16, 24)]
+    assert task.batch("valid", [0], 0).images.shape[2:] == (16, 24)
+
+
+def test_positions_that_cannot_be_stretched_are_refused_before_training(make):
+    turned = replace(MODEL, block=replace(BLOCK, position="rotary"))
+    with pytest.raises(InputError, match="start_size=.* stretches positions, and model.block.position is rotary"):
+        make(turned, augment=replace(STILL, start_size=(4, 4), grow_epochs=2))
+    with pytest.raises(ValueError, match="start_size=None cannot be used: choose it together with grow_epochs"):
+        replace(STILL, grow_epochs=2)
+
+
 def begun(task: ImageClassification) -> nn.Module:
     """Return a model as a new run begins with it."""
     model = task.build()
