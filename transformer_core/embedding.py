@@ -2,6 +2,7 @@
 
 import math
 
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -64,4 +65,7 @@ class PatchEmbedding(nn.Module):
         size = images.shape[-2:]
         if size[0] % self.patch_size[0] or size[1] % self.patch_size[1]:
             raise ValueError(f"images of {tuple(size)} cannot be cut into patches of {self.patch_size}: resize them.")
-        return self.projection(images).permute(0, 2, 3, 1)
+        height, width = self.patch_size
+        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        # The same product as the convolution, whose backward pass takes three times as long on a CPU in bfloat16.
+        return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)

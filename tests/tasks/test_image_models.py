@@ -336,7 +336,7 @@ def test_earlier_blocks_learn_more_slowly_and_a_probe_trains_the_head_alone():
         (lambda: vit(block(position="relative")), "position=relative"),
         (lambda: vit(block(position="rotary"), patch_dropout=0.1), "patch_dropout=0"),
         (lambda: swin(depths=()), "depths="),
-        (lambda: vit()(torch.zeros(1, 3, 32, 32)), "and the model has"),
+        (lambda: vit(block(position="sinusoidal"))(torch.zeros(1, 3, 32, 32)), "and the model has"),
     ],
 )
 def test_settings_that_do_not_go_together_are_told(make, words):
