@@ -51,6 +51,8 @@ def main(recipe: Recipe) -> None:
     trained = replace(recipe_of(image_runs.Recipe, recipe.run), pretrained=PretrainedConfig(), distill=DistillConfig())
     task, classifier = make_task(trained), load(recipe.run, weights=recipe.weights)
     task.prepare(Path(recipe.run))
+    if recipe.split == "train":
+        raise InputError("--split train: training images are shuffled and augmented; choose valid or test.")
     if recipe.split not in task.images.sizes:
         raise InputError(f"{recipe.run} has no {recipe.split} images: choose --split {' or '.join(task.images.sizes)}.")
     found = predict(task, classifier.model, recipe.split, task.plan(recipe.split, 0), classifier.device)

@@ -51,7 +51,7 @@ class Machine(NamedTuple):
 
 
 def use_machine(threads: int, *, tune: bool = True) -> Machine:
-    """Set the threads of this process and, with `tune`, what else makes it quicker and changes no result.
+    """Set the threads of this process and, with `tune`, what makes it quicker and changes only the order of sums.
 
     `threads` 0 shares the cores among the processes of this machine. glibc gives large blocks back to the kernel as
     soon as they are free and faults them in again at the next step, a tenth of a training step where it was measured.
@@ -78,14 +78,14 @@ def _multiply_by_one_dnn() -> bool:
     It is only asked for as a library that may round to bfloat16, which it does where the CPU has instructions for that:
     a product tells. Rounding to float32 errs by 5e-5 here, bfloat16 by 0.2.
     """
-    if not torch.backends.mkldnn.is_available():
+    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():  # the setting is also that of a GPU
         return False
-    settings = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    left, right = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
-    before, settings.fp32_precision = settings.fp32_precision, "bf16"
+    left, right = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     exact = bool((left @ right - left.double() @ right.double()).abs().amax() < 1e-3)
     if not exact:
-        settings.fp32_precision = before
+        torch.set_float32_matmul_precision(before)
     return exact
 
 

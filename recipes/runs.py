@@ -25,7 +25,7 @@ def load(
     weights: Sequence[str | Path] = (),
     search: SearchConfig | None = None,
     precision: Precision = "fp32",
-    workers: int = 0,
+    workers: int = 1,
     shortlist: bool = False,
 ) -> Translator:
     """Load a translator from its run folder, on the GPU if there is one.

@@ -147,11 +147,6 @@ def opened(path: str | None) -> Iterator[TextIO]:
         yield file
 
 
-def with_search_of_run(recipe: Recipe) -> Recipe:
-    """Search as the run was scored, unless told otherwise."""
-    return replace(recipe, search=recipe_of(train_translation.Recipe, recipe.run).search)
-
-
 if __name__ == "__main__":
     launch(
         Recipe,

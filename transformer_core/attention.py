@@ -153,7 +153,8 @@ def _products(
     """Weigh the values by the softmax of `query @ key.mT`; query heads that share a key head become its queries."""
     batch, heads, queries, _ = query.shape
     kv_heads, keys = key.size(1), key.size(2)
-    logits = (query.reshape(batch, kv_heads, -1, query.size(3)) @ key.mT).view(batch, heads, queries, keys)
+    shared = heads // kv_heads * queries
+    logits = (query.reshape(batch, kv_heads, shared, query.size(3)) @ key.mT).view(batch, heads, queries, keys)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
     blind = None
@@ -162,7 +163,7 @@ def _products(
         logits = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
         blind = hidden.all(-1, keepdim=True)
     weights = drop_out(_softmax(logits), dropout)
-    out = (weights.view(batch, kv_heads, -1, keys) @ value).view(batch, heads, queries, -1)
+    out = (weights.view(batch, kv_heads, shared, keys) @ value).view(batch, heads, queries, value.size(3))
     if blind is None or not (torch.compiler.is_compiling() or blind.any()):  # asked on a CPU, where nothing has to wait
         return out
     return out.masked_fill(blind, 0.0)

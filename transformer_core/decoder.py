@@ -2,7 +2,6 @@
 
 from typing import NamedTuple, cast
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -19,6 +18,13 @@ class Memory(NamedTuple):
     """Per layer, (batch, kv_heads, source length, width) twice."""
     mask: Bool[Tensor, "batch 1 1 source"] | None
     """True at real source positions; None where there is no padding."""
+
+    def for_steps(self) -> "Memory":
+        """Return it laid out for many small steps: on a CPU feature by feature, as few queries read the keys."""
+        if self.keys_values[0].key.device.type != "cpu":
+            return self
+        laid = [KeysValues(key.mT.contiguous().mT, value.contiguous()) for key, value in self.keys_values]
+        return Memory(laid, self.mask)
 
     def select(self, sentences: Int[Tensor, "kept"]) -> "Memory":
         """Return the memory of some sentences of the batch."""
@@ -82,10 +88,7 @@ class Decoder(nn.Module):
     ) -> Memory:
         """Project the encoder's states for every layer, once per sentence."""
         blocks = (cast(DecoderBlock, block) for block in self.blocks)
-        projected = [block.cross_attention.keys_values(states) for block in blocks]
-        if not torch.is_grad_enabled():  # many steps will read it, so it is laid out for them once
-            projected = [KeysValues(key.mT.contiguous().mT, value.contiguous()) for key, value in projected]
-        return Memory(projected, mask)
+        return Memory([block.cross_attention.keys_values(states) for block in blocks], mask)
 
     def new_cache(self, memory: Memory, capacity: int, *, beams: int = 1) -> Cache:
         """Set memory aside for `capacity` target positions of `beams` hypotheses per sentence."""

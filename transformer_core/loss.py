@@ -92,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient[torch.arange(len(rows), device=rows.device), labels[:, 0]] -= 1 - smoothing
             hidden_grad[rows] = (gradient @ factor).to(hidden.dtype)
             weight_grad += gradient.T @ inputs
-        mean_logits = hidden.sum(0).double() @ weight.mean(0).double()
+        mean_logits = hidden.sum(0, dtype=wide).double() @ weight.mean(0).double()
         uniform = normalisers - mean_logits
         ctx.save_for_backward(hidden_grad, weight_grad)
         smoothed = (1 - smoothing) * plain + smoothing * uniform + consistency * divergence

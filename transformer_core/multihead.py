@@ -77,7 +77,7 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             ValueError: a memory is given together with a cache, or to a layer with positions: a memory never grows, and
-                its positions are not those of the queries.
+                its positions are not those of the queries. A cache of several hypotheses comes without a mask.
         """
         beams = cache.beams if cache is not None else 1
         if memory is not None and cache is not None:
@@ -99,6 +99,8 @@ class MultiHeadAttention(nn.Module):
                 query, key, value = (_beams_as_queries(part, beams) for part in (query, key, value))
             if cache is not None:
                 key, value = cache.append(key, value)
+        if beams > 1 and mask is None:
+            raise ValueError("a cache of several hypotheses needs the mask of Cache.grow: else they see each other.")
         causal = self.causal and beams == 1
         bias = None
         if isinstance(self.position, PositionBias):

@@ -24,7 +24,8 @@ def pack(model: Model, precision: Precision) -> Model:
     fp32 rounds as before, or in another order; it is packed where `torch.backends.mkldnn.matmul.fp32_precision` is
     "bf16", which asks for oneDNN. bf16 multiplies in bfloat16 and adds up in float32, quickly where the
     CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each call likewise
-    (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole numbers.
+    (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole numbers; an output
+    then depends a little on what else is in the batch.
     Weights are shared with `model`: training that goes on is not seen by the packed one.
 
     Raises:

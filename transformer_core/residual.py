@@ -46,9 +46,13 @@ class DropPath(nn.Module):
             return x + branch(x, *inputs) * drawn.div_(keep)
         count = int(x.size(0) * keep + torch.rand(()).item())
         rows = torch.randperm(x.size(0), device=x.device)[: max(1, count)]
+        if any(each is not None and each.size(0) not in (1, x.size(0)) for each in inputs):
+            raise ValueError(f"{x.size(0)} examples share inputs: drop_path wants a row of them for each example.")
         own = (each if each is None or each.size(0) == 1 else each[rows] for each in inputs)
+        out = branch(x[rows], *own)
+        x = x.to(torch.promote_types(x.dtype, out.dtype))
         # With nobody left one example goes through and counts for nothing: processes wait for gradients of all weights.
-        return x.index_add(0, rows, branch(x[rows], *own).to(x.dtype), alpha=1 / keep if count else 0)
+        return x.index_add(0, rows, out.to(x.dtype), alpha=1 / keep if count else 0)
 
     def extra_repr(self) -> str:
         """Show the rate where the module is printed."""

@@ -64,7 +64,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits of the teacher, which follows the images to their device."""
-        if self.scale.device != images.device:
+        if images.device != self.scale.device or images.device != next(self.model.parameters(), self.scale).device:
             self.to(images.device)
         images = images * self.scale + self.shift
         if images.shape[-2:] != self.image_size:

@@ -134,7 +134,7 @@ class VisionTransformer(nn.Module):
             if not self.any_grid:
                 raise ValueError(
                     f"images make a grid of {(rows, columns)} patches, and the model has {self.grid}: only learned "
-                    "positions can be stretched."
+                    "positions can be stretched, or none."
                 )
             if position is not None:
                 before = len(position) - self.grid[0] * self.grid[1]

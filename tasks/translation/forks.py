@@ -24,7 +24,7 @@ def fork_map(function: Callable[[Item], Found], items: Sequence[Item], workers: 
         # Threads of the parent are idle pools of matrix products, which a fork with one thread never asks for.
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(function,)) as pool:
+        with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_begin, initargs=(function,)) as pool:
             return list(pool.map(_call, items))
 
 

@@ -89,7 +89,7 @@ class TranslationState:
     ) -> None:
         self.model, self.pieces = model, pieces
         self.output = model.output if pieces is None else model.output.take(pieces)
-        self.memory = model.read(source, mask)
+        self.memory = model.read(source, mask).for_steps()
         self.cache = model.decoder.new_cache(self.memory, capacity, beams=beams)
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -230,7 +230,8 @@ def decode(
     limits = [longest_translation(length, config) for length in lengths]
     forced = [list(ids) for ids in prefix or [()] * len(source)]
     pieces = None if shortlist is None else shortlist.pieces(source, also=[id for ids in forced for id in ids])
-    places = range(models[0].output.weight.size(0)) if pieces is None else {int(id): at for at, id in enumerate(pieces)}
+    names: list[int] = [] if pieces is None else pieces.tolist()
+    places = range(models[0].output.weight.size(0)) if pieces is None else {id: at for at, id in enumerate(names)}
     with torch.inference_mode():
         beams, capacity = config.rows_per_sentence, max(limits) + 1
         states = [
@@ -249,5 +250,4 @@ def decode(
         )
     if pieces is None:
         return found
-    names: list[int] = pieces.tolist()
     return [[one._replace(ids=[names[id] for id in one.ids]) for one in hypotheses] for hypotheses in found]

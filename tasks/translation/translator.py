@@ -48,7 +48,7 @@ class Translator:
         tokens: int = 4096,
         max_length: int = 256,
         precision: Precision = "fp32",
-        workers: int = 0,
+        workers: int = 1,
         shortlist: Shortlist | None = None,
     ) -> None:
         """Take trained models that share their vocabularies.
@@ -62,11 +62,11 @@ class Translator:
             max_length: pieces of a sentence that are read; what follows is cut off.
             precision: of the matrix products. int8 is for CPUs.
             workers: processes that each translate their own sentences on a CPU, one core each; 0: one a core, where the
-                system can fork.
+                system can fork. They are forks: not for a program that has threads of its own.
             shortlist: target pieces that are considered; None: all.
 
         Raises:
-            ValueError: int8 is asked for on another device than a CPU.
+            ValueError: int8 is asked for on another device than a CPU, or weights cannot be packed as `pack` says.
         """
         self.models = [model.eval() for model in models]
         self.source, self.target = source, target
@@ -74,7 +74,7 @@ class Translator:
         self.tokens, self.max_length = tokens, max_length
         self.device = next(models[0].parameters()).device
         self.precision: Precision = precision
-        self.shortlist = shortlist
+        self.shortlist, self.warm = shortlist, False
         self.workers = workers or (torch.get_num_threads() if sys.platform == "linux" else 1)
         self.searched = [self._made_fast(model) for model in self.models]
 
@@ -133,8 +133,11 @@ class Translator:
                 given = self.searched, source, mask, self.search, rows, forced
                 return decode(*given, scores=scores, shortlist=self.shortlist)
 
-        batches.reverse()  # the longest first, so that all workers end together
         share = self.device.type == "cpu" and min(self.workers, len(batches)) > 1
+        if share and not self.warm:
+            translate(batches[-1][:1])  # packs what the forks will share
+            self.warm = True
+        # The longest come first, so that all workers end together.
         found = fork_map(translate, batches, self.workers) if share else map(translate, batches)
         for rows, hypotheses in zip(batches, found, strict=True):
             for row, own in zip(rows, hypotheses, strict=True):

@@ -293,3 +293,25 @@ def test_a_cache_follows_its_beams_and_its_sentences(kept, rows, position):
 def test_when_no_sentence_is_left_there_is_nothing_to_decode(decoder):
     memory = decoder.read(torch.randn(2, 5, 32)).select(torch.tensor([], dtype=torch.int64))
     assert decoder(torch.randn(0, 1, 32), memory).shape == (0, 1, 32)
+
+
+@torch.no_grad()
+def test_without_gradients_too_there_may_be_nothing_to_decode(decoder):
+    memory = decoder.read(torch.randn(2, 5, 32)).select(torch.tensor([], dtype=torch.int64)).for_steps()
+    cache = decoder.new_cache(memory, 3, beams=2)
+    assert decoder(torch.randn(0, 1, 32), memory, cache).shape == (0, 1, 32)
+
+
+def test_hypotheses_that_would_see_each_other_are_refused(decoder):
+    layer = decoder.blocks[0].self_attention
+    memory = decoder.read(torch.randn(2, 5, 32))
+    with pytest.raises(ValueError, match="needs the mask of Cache.grow"):
+        layer(torch.randn(4, 1, 32), cache=decoder.new_cache(memory, 3, beams=2)[0])
+
+
+def test_drop_path_refuses_examples_that_share_a_memory():
+    model = Decoder(config(drop_path=0.5), depth=2).train()
+    memory = model.read(torch.randn(2, 5, 12))
+    with pytest.raises(ValueError, match="4 examples share inputs"):
+        for _ in range(20):
+            model(torch.randn(4, 3, 12), memory)
