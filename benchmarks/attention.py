@@ -5,7 +5,7 @@ python -m benchmarks.attention
 
 from dataclasses import dataclass, field
 
-from benchmarks.duel import Contender, DuelConfig, duel
+from benchmarks.duel import DuelConfig, duel, in_all_settings
 from benchmarks.peers.attention import FUNCTIONS, MODULES, AttentionWork, function, module
 from benchmarks.tables import publish
 from recipes.config import launch
@@ -32,18 +32,8 @@ def main(recipe: Recipe) -> None:
         ("Attention with projections", MODULES, module, "attention_module"),
         ("Attention without projections", FUNCTIONS, function, "attention_function"),
     ):
-        contenders = [
-            Contender(
-                name=name,
-                needs="timm" if name == "timm" else "",
-                make=make,
-                arguments=(name, work),
-                setting=setting,
-                ours=name.startswith("transformer_core"),
-            )
-            for setting in recipe.duel.settings
-            for name in names
-        ]
+        needs = {name: "timm" if name == "timm" else "" for name in names}
+        contenders = in_all_settings(needs, make, work, recipe.duel)
         result = duel(f"{title}, forward and backward, {shape}", "calls", contenders, recipe.duel)
         publish(result, recipe.duel.out, file)
 

@@ -10,7 +10,7 @@ import re
 import resource
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -78,6 +78,24 @@ class Contender:
 def league_of(contender: Contender) -> str:
     """Return the name of the league that a contender is in."""
     return contender.league or LEAGUES[contender.setting]
+
+
+def in_all_settings(
+    needs: Mapping[str, str], make: Callable[..., Step], work: Any, config: DuelConfig
+) -> list[Contender]:
+    """Name contenders for each setting: `needs` holds the package of each by its name, `make` gets name and `work`."""
+    return [
+        Contender(
+            name=name,
+            needs=package,
+            make=make,
+            arguments=(name, work),
+            setting=setting,
+            ours=name.startswith("transformer_core"),
+        )
+        for setting in config.settings
+        for name, package in needs.items()
+    ]
 
 
 class Failed(Exception):

@@ -10,7 +10,7 @@ Logits of a batch of noise, without gradients; ours also with its weights laid o
 from dataclasses import dataclass, field
 from typing import Literal
 
-from benchmarks.duel import Contender, DuelConfig, duel
+from benchmarks.duel import DuelConfig, duel, in_all_settings
 from benchmarks.peers.images import PACKED, PEERS, ImageWork, forward
 from benchmarks.tables import publish
 from recipes.config import launch
@@ -33,19 +33,8 @@ class Recipe:
 def main(recipe: Recipe) -> None:
     """Let all classify the same batch."""
     title, work = SHAPES[recipe.shape]
-    names = {name: needs for name, (needs, _) in PEERS.items()} | {f"transformer_core{PACKED}": ""}
-    contenders = [
-        Contender(
-            name=name,
-            needs=needs,
-            make=forward,
-            arguments=(name, work),
-            setting=setting,
-            ours=name.startswith("transformer_core"),
-        )
-        for setting in recipe.duel.settings
-        for name, needs in names.items()
-    ]
+    needs = {name: package for name, (package, _) in PEERS.items()} | {f"transformer_core{PACKED}": ""}
+    contenders = in_all_settings(needs, forward, work, recipe.duel)
     result = duel(f"Forward, {title}, 224 pixels, batch {work.batch}", "images", contenders, recipe.duel)
     publish(result, recipe.duel.out, f"forward_images_{recipe.shape}")
 

@@ -10,7 +10,7 @@ benchmarks/peers/images.py.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from benchmarks.duel import Contender, DuelConfig, duel
+from benchmarks.duel import DuelConfig, duel, in_all_settings
 from benchmarks.peers.images import PEERS, ImageWork, training
 from benchmarks.tables import publish
 from recipes.config import launch
@@ -36,18 +36,8 @@ class Recipe:
 def main(recipe: Recipe) -> None:
     """Let all train on the same batch."""
     title, work = SHAPES[recipe.shape]
-    contenders = [
-        Contender(
-            name=name,
-            needs=needs,
-            make=training,
-            arguments=(name, work),
-            setting=setting,
-            ours=name == "transformer_core",
-        )
-        for setting in recipe.duel.settings
-        for name, (needs, _) in PEERS.items()
-    ]
+    needs = {name: package for name, (package, _) in PEERS.items()}
+    contenders = in_all_settings(needs, training, work, recipe.duel)
     result = duel(f"Training step, {title}, batch {work.batch}", "images", contenders, recipe.duel)
     publish(result, recipe.duel.out, f"training_images_{recipe.shape}")
 
