@@ -94,7 +94,7 @@ class Reversing:
 
     def keep(self, sentences: Tensor) -> None:
         """Drop the strings that are finished."""
-        self.memory = self.memory.select(sentences)
+        self.memory = self.memory.keep(sentences)
         self.cache.keep(sentences)
 
 

@@ -51,7 +51,7 @@ def attention(
     q, k, scale = factored
     if _better_by_products(q, k, dropout):
         allowed = _with_causal(mask, q.size(-2), k.size(-2), causal, q.device)
-        return _by_products(q * scale, k, value, allowed, bias, dropout)
+        return _by_products(q, k, value, allowed, bias, dropout, scale)
     width = value.size(-1)
     if q.size(-1) != width:  # fused kernels want one width for all three
         value = F.pad(value, (0, q.size(-1) - width)) if q.size(-1) > width else value
@@ -129,18 +129,24 @@ def _better_by_products(query: Tensor, key: Tensor, dropout: float) -> bool:
 
 
 def _by_products(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+    scale: float,
 ) -> Tensor:
     """Attend in turns of so many examples that the weights of one turn are few; only few are kept for the backward."""
     per_example = query.size(1) * query.size(2) * key.size(2)
     turn = max(1, CHUNK_ELEMENTS // max(1, per_example))
     if turn >= query.size(0):
-        return _products(query, key, value, allowed, bias, dropout)
+        return _products(query, key, value, allowed, bias, dropout, scale)
     parts = []
     for begin in range(0, query.size(0), turn):
         rows = slice(begin, begin + turn)
         own, added = (x[rows] if x is not None and x.dim() == 4 and x.size(0) > 1 else x for x in (allowed, bias))
-        inputs = query[rows], key[rows], value[rows], own, added, dropout
+        inputs = query[rows], key[rows], value[rows], own, added, dropout, scale
         parts.append(
             checkpoint(_products, *inputs, use_reentrant=False) if torch.is_grad_enabled() else _products(*inputs)
         )
@@ -148,15 +154,23 @@ def _by_products(
 
 
 def _products(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, bias: Tensor | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+    scale: float,
 ) -> Tensor:
-    """Weigh the values by the softmax of `query @ key.mT`; query heads that share a key head become its queries."""
-    batch, heads, queries, _ = query.shape
+    """Weigh the values by the softmax of the scaled products; query heads that share a key head become its queries."""
+    batch, heads, queries, width = query.shape
     kv_heads, keys = key.size(1), key.size(2)
     shared = heads // kv_heads * queries
-    logits = (query.reshape(batch, kv_heads, shared, query.size(3)) @ key.mT).view(batch, heads, queries, keys)
-    if bias is not None:
-        logits = logits + bias.to(logits.dtype)
+    query = query.reshape(batch * kv_heads, shared, width)
+    added = query.new_empty(()) if bias is None else bias.to(query.dtype).expand(batch, heads, queries, keys)
+    added = added if bias is None else added.reshape(batch * kv_heads, shared, keys)
+    logits = torch.baddbmm(added, query, key.flatten(0, 1).mT, beta=0 if bias is None else 1, alpha=scale)
+    logits = logits.view(batch, heads, queries, keys)
     blind = None
     if allowed is not None:
         hidden = ~allowed

@@ -8,8 +8,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+TOGETHER = 16
+"""Entries that a vector of float32 holds, on the widest of CPUs; what is read in vectors counts so many at a time."""
 
 
 class KeysValues(NamedTuple):
@@ -22,38 +26,47 @@ class KeysValues(NamedTuple):
 class LayerCache:
     """Keys and values of the positions so far in one layer, in memory set aside for `capacity` positions.
 
-    Entries lie position by position, those of the `beams` hypotheses of a sentence side by side.
+    Entries lie position by position, those of the `beams` hypotheses of a sentence side by side. Memory is taken as
+    positions come on a CPU, which reads it quicker if it lies close together, and at once elsewhere.
     """
 
     def __init__(self, like: KeysValues, capacity: int, *, beams: int = 1) -> None:
         sentences, heads, _, width = like.key.shape
-        self.key = like.key.new_empty(sentences, heads, capacity * beams, width)
-        self.value = like.value.new_empty(sentences, heads, capacity * beams, width)
         self.beams, self.capacity, self.length = beams, capacity, 0
+        self.key = like.key.new_zeros(sentences, heads, 0, width)
+        """(sentences, heads, entries, width), zero where nothing has been written, as in `value`."""
+        self.value = like.value.new_zeros(sentences, heads, 0, like.value.size(3))
 
-    def append(self, key: Tensor, value: Tensor) -> KeysValues:
-        """Write the newest positions, (sentences, heads, new * beams, width) each, and return all positions so far.
+    def append(self, key: Tensor, value: Tensor, *, read: int | None = None) -> KeysValues:
+        """Write the newest positions, (sentences, heads, new * beams, width) each, and return all entries so far.
+
+        With `read` it returns so many, as `Cache.grow` counts them; those to come are zero.
 
         Raises:
             ValueError: the capacity is used up.
         """
         begin, end = self.length * self.beams, self.length * self.beams + key.size(2)
-        self.length = end // self.beams
-        if self.length > self.capacity:
-            self.length = begin // self.beams
+        if end > self.capacity * self.beams:
             raise ValueError(
                 f"position {end // self.beams} is past the capacity of the cache, {self.capacity}: ask for more."
             )
+        read = end if read is None else read
+        if max(end, read) > self.value.size(2):
+            self._set_aside(max(end, read))
+        self.length = end // self.beams
         self.key[:, :, begin:end] = key
         self.value[:, :, begin:end] = value
-        return KeysValues(self.key[:, :, :end], self.value[:, :, :end])
+        return KeysValues(self.key[:, :, :read], self.value[:, :, :read])
+
+    def _set_aside(self, entries: int) -> None:
+        most = round_up(self.capacity * self.beams, TOGETHER)
+        size = most if self.key.device.type != "cpu" else min(round_up(entries, TOGETHER * self.beams), most)
+        more = size - self.value.size(2)
+        self.key, self.value = F.pad(self.key, (0, 0, 0, more)), F.pad(self.value, (0, 0, 0, more))
 
     def keep(self, sentences: Int[Tensor, "kept"]) -> None:
-        """Drop all sentences but these, which ascend; what stays moves up within the same memory."""
-        end, kept = self.length * self.beams, len(sentences)
-        self.key[:kept, :, :end] = self.key[sentences, :, :end]
-        self.value[:kept, :, :end] = self.value[sentences, :, :end]
-        self.key, self.value = self.key[:kept], self.value[:kept]
+        """Go on with these sentences, in this order; those that keep their place are not moved."""
+        self.key, self.value = keep_rows(self.key, sentences), keep_rows(self.value, sentences)
 
 
 class Cache(list[LayerCache]):
@@ -63,29 +76,31 @@ class Cache(list[LayerCache]):
         super().__init__(LayerCache(like, capacity, beams=beams) for like in memory)
         sentences, device = len(self[0].key), self[0].key.device
         self.beams = beams
-        self.ancestors = torch.zeros(sentences, beams, capacity * beams, dtype=torch.bool, device=device)
-        """True at the entries that a hypothesis has come from; not used where each is alone in its sentence."""
+        entries = round_up(capacity * beams, TOGETHER)
+        self.ancestors = torch.zeros(sentences if beams > 1 else 1, beams, entries, dtype=torch.bool, device=device)
+        """True at the entries that a hypothesis has come from; one row does where each is alone in its sentence."""
 
     @property
     def length(self) -> int:
         """Positions held so far."""
         return self[0].length
 
-    def grow(self, new: int) -> Bool[Tensor, "sentences 1 queries keys"] | None:
+    def grow(self, new: int) -> Bool[Tensor, "#sentences 1 queries entries"] | None:
         """Tell `new` positions that follow, (new * beams) queries, which of the entries they may see.
 
-        None where hypotheses are alone in their sentences: causality says it all.
+        None where they see all. On a CPU, whose kernels want whole vectors, entries to come are counted in.
         """
-        if self.beams == 1 or self.length + new > self[0].capacity:  # too many are refused by the layers
-            return None
         begin, end = self.length * self.beams, (self.length + new) * self.beams
+        if self.length + new > self[0].capacity:
+            return None  # the layers refuse it
         own = torch.eye(self.beams, dtype=torch.bool, device=self.ancestors.device)
         self.ancestors[:, :, begin:end] = own.repeat(1, new)
-        seen = self.ancestors[:, :, :end]
+        read = round_up(end, TOGETHER) if self.ancestors.device.type == "cpu" else end
+        seen = self.ancestors[:, :, :read]
         if new == 1:
-            return seen[:, None]
-        positions = torch.arange(end, device=seen.device) // self.beams
-        past = positions <= positions[begin :: self.beams, None]
+            return None if self.beams == 1 and read == end else seen[:, None]
+        positions = torch.arange(read, device=seen.device) // self.beams
+        past = positions <= positions[begin : end : self.beams, None]
         return (seen[:, None] & past[:, None]).flatten(1, 2)[:, None]
 
     def reorder(self, parents: Int[Tensor, "rows"]) -> None:
@@ -94,7 +109,23 @@ class Cache(list[LayerCache]):
             self.ancestors = self.ancestors.flatten(0, 1)[parents].view_as(self.ancestors)
 
     def keep(self, sentences: Int[Tensor, "kept"]) -> None:
-        """Drop all sentences but these, which ascend."""
-        self.ancestors = self.ancestors[sentences]
+        """Go on with these sentences, in this order."""
+        if self.beams > 1:
+            self.ancestors = self.ancestors[sentences]
         for layer in self:
             layer.keep(sentences)
+
+
+def keep_rows(x: Tensor, rows: Int[Tensor, "kept"]) -> Tensor:
+    """Return `x[rows]`; without gradients `x` is written over, so that what stays in its place is not moved."""
+    if len(rows) > len(x) or x.requires_grad:
+        return x[rows]
+    places = torch.arange(len(rows), device=rows.device)
+    moved = (rows != places).nonzero().flatten()
+    x[moved] = x[rows[moved]]
+    return x[: len(rows)]
+
+
+def round_up(count: int, block: int) -> int:
+    """Return the multiple of `block` that holds `count`."""
+    return -(-count // block) * block

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple, cast
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transformer_core.cache import Cache, KeysValues, LayerCache
+from transformer_core.cache import TOGETHER, Cache, KeysValues, LayerCache, keep_rows, round_up
 from transformer_core.config import BlockConfig, block_configs
 from transformer_core.encoder import make_add_norm, make_attention, make_feed_forward, run_block
 from transformer_core.residual import make_norm
@@ -16,20 +18,29 @@ class Memory(NamedTuple):
 
     keys_values: list[KeysValues]
     """Per layer, (batch, kv_heads, source length, width) twice."""
-    mask: Bool[Tensor, "batch 1 1 source"] | None
+    mask: Bool[Tensor, "#batch 1 1 source"] | None
     """True at real source positions; None where there is no padding."""
 
     def for_steps(self) -> "Memory":
-        """Return it laid out for many small steps: on a CPU feature by feature, as few queries read the keys."""
-        if self.keys_values[0].key.device.type != "cpu":
+        """Return it laid out for many small steps: on a CPU feature by feature and in vectors."""
+        key, value = self.keys_values[0]
+        if key.device.type != "cpu":
             return self
-        laid = [KeysValues(key.mT.contiguous().mT, value.contiguous()) for key, value in self.keys_values]
-        return Memory(laid, self.mask)
+        missing = round_up(key.size(2), TOGETHER) - key.size(2)
+        mask = self.mask
+        if missing:
+            mask = key.new_ones(1, 1, 1, key.size(2), dtype=torch.bool) if mask is None else mask
+            mask = F.pad(mask, (0, missing))
+        laid = [
+            KeysValues(F.pad(key.mT, (0, missing)).contiguous().mT, F.pad(value, (0, 0, 0, missing)).contiguous())
+            for key, value in self.keys_values
+        ]
+        return Memory(laid, mask)
 
-    def select(self, sentences: Int[Tensor, "kept"]) -> "Memory":
-        """Return the memory of some sentences of the batch."""
-        kept = [KeysValues(key[sentences], value[sentences]) for key, value in self.keys_values]
-        return Memory(kept, None if self.mask is None else self.mask[sentences])
+    def keep(self, sentences: Int[Tensor, "kept"]) -> "Memory":
+        """Return the memory of some sentences, in this order; this one is written over and used up."""
+        kept = [KeysValues(keep_rows(key, sentences), keep_rows(value, sentences)) for key, value in self.keys_values]
+        return Memory(kept, self.mask if self.mask is None or len(self.mask) == 1 else self.mask[sentences])
 
 
 class DecoderBlock(nn.Module):
@@ -48,9 +59,9 @@ class DecoderBlock(nn.Module):
         self,
         x: Float[Tensor, "rows length dim"],
         memory: KeysValues,
-        mask: Bool[Tensor, "batch 1 1 source"] | None = None,
+        mask: Bool[Tensor, "#batch 1 1 source"] | None = None,
         cache: LayerCache | None = None,
-        seen: Bool[Tensor, "batch 1 queries keys"] | None = None,
+        seen: Bool[Tensor, "#batch 1 queries entries"] | None = None,
     ) -> Float[Tensor, "rows length dim"]:
         """Decode `x`, the newest positions if there is a cache, else all of them; `seen` is what `Cache.grow` returns.
 
@@ -84,7 +95,7 @@ class Decoder(nn.Module):
         self.norm = make_norm(config.norm, config.dim, eps=config.norm_eps) if pre else nn.Identity()
 
     def read(
-        self, states: Float[Tensor, "batch source dim"], mask: Bool[Tensor, "batch 1 1 source"] | None = None
+        self, states: Float[Tensor, "batch source dim"], mask: Bool[Tensor, "#batch 1 1 source"] | None = None
     ) -> Memory:
         """Project the encoder's states for every layer, once per sentence."""
         blocks = (cast(DecoderBlock, block) for block in self.blocks)

@@ -35,7 +35,7 @@ class FeedForward(nn.Module):
         hidden = self.wide(x)
         match self.activation:
             case "relu":
-                hidden = F.relu(hidden)
+                hidden = F.relu(hidden, inplace=True)
             case "gelu":
                 hidden = F.gelu(hidden)
             case "gelu_tanh":

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -72,8 +73,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Tensor, "batch queries dim"]:
         """Attend from `x` to `memory`, or to `x` itself and what the cache holds before it.
 
-        With a cache of several hypotheses a sentence, the batch holds those of a sentence side by side, they are
-        queries of what all of them have written, and `mask` is what `Cache.grow` says of it.
+        With a cache, `mask` is what `Cache.grow` says of it; without one the cache holds one hypothesis a sentence,
+        and causality says it all. Several lie side by side in the batch, and are queries of what all have written.
 
         Raises:
             ValueError: a memory is given together with a cache, or to a layer with positions: a memory never grows, and
@@ -98,17 +99,19 @@ class MultiHeadAttention(nn.Module):
             if beams > 1:
                 query, key, value = (_beams_as_queries(part, beams) for part in (query, key, value))
             if cache is not None:
-                key, value = cache.append(key, value)
+                key, value = cache.append(key, value, read=None if mask is None else mask.size(-1))
         if beams > 1 and mask is None:
             raise ValueError("a cache of several hypotheses needs the mask of Cache.grow: else they see each other.")
-        causal = self.causal and beams == 1
+        causal = self.causal and (cache is None or mask is None)
         bias = None
         if isinstance(self.position, PositionBias):
-            bias = self.position(query.size(2) // beams, key.size(2) // beams)
+            bias = self.position(query.size(2) // beams, key.size(2) // beams if cache is None else cache.length)
             bias = bias.repeat_interleave(beams, 2).repeat_interleave(beams, 3) if beams > 1 else bias
+            bias = F.pad(bias, (0, key.size(2) - bias.size(3)))
         if self.record is not None:
             weights = attention_weights(query, key, score=self.score, mask=mask, bias=bias, causal=causal)
-            self.record(weights.detach())
+            written = key.size(2) if cache is None else cache.length * beams
+            self.record(weights[..., :written].detach())
         dropout = self.dropout if self.training else 0.0
         out = attention(query, key, value, score=self.score, mask=mask, bias=bias, causal=causal, dropout=dropout)
         out = out.transpose(1, 2)

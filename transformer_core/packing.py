@@ -21,11 +21,11 @@ TYPICAL_ROWS = 256
 def pack(model: Model, precision: Precision) -> Model:
     """Return a model that computes what `model` does, its linear layers packed for inference on a CPU.
 
-    fp32 rounds as before, or in another order; it is packed where `torch.backends.mkldnn.matmul.fp32_precision` is
-    "bf16", which asks for oneDNN. bf16 multiplies in bfloat16 and adds up in float32, quickly where the
-    CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each call likewise
-    (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole numbers; an output
-    then depends a little on what else is in the batch.
+    fp32 rounds as before, or in another order; it is packed for oneDNN where that library has been asked for
+    (`torch.backends.mkldnn.matmul.fp32_precision` is "bf16"). bf16 multiplies in bfloat16 and adds up in float32,
+    quickly where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each
+    call likewise (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole
+    numbers; an output then depends a little on what else is in the batch.
     Weights are shared with `model`: training that goes on is not seen by the packed one.
 
     Raises:
@@ -65,11 +65,12 @@ class PackedLinear(nn.Module):
         return PackedLinear(taken(self.weight, self.bias, features), self.precision)
 
 
-def _leave_or_pack(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Pack float32 where this process has been told to multiply it by oneDNN; MKL wants it as it is."""
+def _pack_or_turn(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Pack float32 where this process has been told to multiply it by oneDNN; MKL reads it best input by input."""
     if torch.backends.mkldnn.matmul.fp32_precision == "bf16":  # pyright: ignore[reportAttributeAccessIssue]
         return _pack_float(weight, bias)
-    return lambda x: F.linear(x, weight, bias)
+    turned = weight.mT.contiguous().mT
+    return lambda x: F.linear(x, turned, bias)
 
 
 def _pack_float(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -100,7 +101,7 @@ def _pack_int8(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor
 
 
 KERNELS: dict[Precision, Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]] = {
-    "fp32": _leave_or_pack,
+    "fp32": _pack_or_turn,
     "bf16": _pack_bfloat16,
     "int8": _pack_int8,
 }

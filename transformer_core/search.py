@@ -38,7 +38,7 @@ class DecoderState(Protocol):
         ...
 
     def keep(self, sentences: Int[Tensor, "kept"]) -> None:
-        """Drop all sentences but those at these positions, which ascend; their rows follow."""
+        """Go on with the sentences at these positions, in this order; their rows follow, and most keep their places."""
         ...
 
 
@@ -112,8 +112,10 @@ def search(
             break
         if parents is not None:
             state.reorder(parents)
-        staying = [i for i in range(len(stopped)) if not stopped[i]]
-        if len(staying) < 0.85 * len(stopped):  # in steps, because moving the rest costs as well
+        count = stopped.count(False)
+        if count < 0.95 * len(stopped):  # in steps, because moving others into their places costs as well
+            last = (i for i in range(count, len(stopped)) if not stopped[i])
+            staying = [next(last) if stopped[i] else i for i in range(count)]
             leaving = [i for i, stop in enumerate(stopped) if stop]
             found.update(zip([places[i] for i in leaving], frontier.hypotheses(leaving), strict=True))
             kept = torch.tensor(staying, device=device)

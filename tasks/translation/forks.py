@@ -4,7 +4,8 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -14,18 +15,33 @@ Found = TypeVar("Found")
 _function: Callable[[Any], Any]
 
 
-def fork_map(function: Callable[[Item], Found], items: Sequence[Item], workers: int) -> list[Found]:
-    """Return `function` of each item, in their order, worked out by forks of this process with one thread each.
+class Forks(Generic[Item, Found]):
+    """Forks of this process, one thread each, that stay and work out a function of whatever they are given.
 
-    What the function uses, the weights of a model above all, is shared and not copied; items and results are pickled.
-    An exception of the function is raised here, and BrokenProcessPool if a fork dies.
+    What the function uses when they are made, the weights of a model above all, is shared and not copied; items and
+    results are pickled. They end with this object, or with the process.
     """
-    with warnings.catch_warnings():
-        # Threads of the parent are idle pools of matrix products, which a fork with one thread never asks for.
-        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_begin, initargs=(function,)) as pool:
-            return list(pool.map(_call, items))
+
+    def __init__(self, function: Callable[[Item], Found], workers: int) -> None:
+        self.function, self.workers = function, workers
+        self.pool: ProcessPoolExecutor | None = None
+
+    def map(self, items: Sequence[Item]) -> list[Found]:
+        """Return the function of each item, in their order.
+
+        An exception of the function is raised here; BrokenProcessPool if a fork dies, and the next call makes new ones.
+        """
+        with warnings.catch_warnings():
+            # Threads of the parent are idle pools of matrix products, which a fork with one thread never asks for.
+            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+            if self.pool is None:
+                context = multiprocessing.get_context("fork")
+                self.pool = ProcessPoolExecutor(self.workers, context, initializer=_begin, initargs=(self.function,))
+            try:
+                return list(self.pool.map(_call, items))
+            except BrokenProcessPool:
+                self.pool = None
+                raise
 
 
 def _begin(function: Callable[[Any], Any]) -> None:

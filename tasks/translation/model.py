@@ -104,5 +104,5 @@ class TranslationState:
 
     def keep(self, sentences: Tensor) -> None:
         """Drop all sentences but these, (kept,) ascending, with their hypotheses."""
-        self.memory = self.memory.select(sentences)
+        self.memory = self.memory.keep(sentences)
         self.cache.keep(sentences)

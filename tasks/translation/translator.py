@@ -10,7 +10,7 @@ import torch
 
 from tasks.errors import InputError
 from tasks.translation.batching import plan_batches
-from tasks.translation.forks import fork_map
+from tasks.translation.forks import Forks
 from tasks.translation.model import TranslationModel
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.task import collate, decode, longest_translation, pad_source, reference_nll
@@ -29,6 +29,16 @@ class Translated(NamedTuple):
     """What translations are ranked by: the log-probability over its length penalty."""
     log_probability: float
     """Natural logarithm of the probability of this translation, the end of sentence counted."""
+
+
+class _Batch(NamedTuple):
+    """Sentences that are searched together, and how."""
+
+    rows: list[int]
+    sources: list[list[int]]
+    prefixes: list[list[int]]
+    search: SearchConfig
+    scores: bool
 
 
 class Translator:
@@ -62,7 +72,7 @@ class Translator:
             max_length: pieces of a sentence that are read; what follows is cut off.
             precision: of the matrix products. int8 is for CPUs.
             workers: processes that each translate their own sentences on a CPU, one core each; 0: one a core, where the
-                system can fork. They are forks: not for a program that has threads of its own.
+                system can fork. They are forks of the first call: not for a program that has threads of its own.
             shortlist: target pieces that are considered; None: all.
 
         Raises:
@@ -74,7 +84,8 @@ class Translator:
         self.tokens, self.max_length = tokens, max_length
         self.device = next(models[0].parameters()).device
         self.precision: Precision = precision
-        self.shortlist, self.warm = shortlist, False
+        self.shortlist = shortlist
+        self.forks: Forks[_Batch, list[list[Hypothesis]]] | None = None
         self.workers = workers or (torch.get_num_threads() if sys.platform == "linux" else 1)
         self.searched = [self._made_fast(model) for model in self.models]
 
@@ -123,26 +134,34 @@ class Translator:
         results = [[Hypothesis([], 0.0, 0.0)] for _ in sources]
         prefixes = [[] for _ in sources] if prefixes is None else prefixes
         batches = self._batches([row for row, ids in enumerate(sources) if ids], sources)
-
-        def translate(rows: list[int]) -> list[list[Hypothesis]]:
-            source, mask = pad_source([sources[row] for row in rows])
-            source, mask = source.to(self.device), None if mask is None else mask.to(self.device)
-            forced = [prefixes[row] for row in rows]
-            narrow = self.device.type != "cpu" and self.precision == "bf16"
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
-                given = self.searched, source, mask, self.search, rows, forced
-                return decode(*given, scores=scores, shortlist=self.shortlist)
-
-        share = self.device.type == "cpu" and min(self.workers, len(batches)) > 1
-        if share and not self.warm:
-            translate(batches[-1][:1])  # packs what the forks will share
-            self.warm = True
-        # The longest come first, so that all workers end together.
-        found = fork_map(translate, batches, self.workers) if share else map(translate, batches)
+        given = [
+            _Batch(rows, [sources[row] for row in rows], [prefixes[row] for row in rows], self.search, scores)
+            for rows in batches
+        ]
+        if self.device.type == "cpu" and min(self.workers, len(batches)) > 1:
+            # The longest come first, so that all workers end together.
+            found = self._share(given)
+        else:
+            found = map(self._translate, given)
         for rows, hypotheses in zip(batches, found, strict=True):
             for row, own in zip(rows, hypotheses, strict=True):
                 results[row] = own
         return results
+
+    def _translate(self, batch: "_Batch") -> list[list[Hypothesis]]:
+        source, mask = pad_source(batch.sources)
+        source, mask = source.to(self.device), None if mask is None else mask.to(self.device)
+        narrow = self.device.type != "cpu" and self.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
+            given = self.searched, source, mask, batch.search, batch.rows, batch.prefixes
+            return decode(*given, scores=batch.scores, shortlist=self.shortlist)
+
+    def _share(self, batches: list["_Batch"]) -> list[list[list[Hypothesis]]]:
+        if self.forks is None:
+            last = batches[-1]  # packs what the forks will share
+            self._translate(last._replace(rows=last.rows[:1], sources=last.sources[:1], prefixes=last.prefixes[:1]))
+            self.forks = Forks(self._translate, self.workers)
+        return self.forks.map(batches)
 
     def _made_fast(self, model: TranslationModel) -> TranslationModel:
         """Return the model with its weights laid out for the device, where they can be."""

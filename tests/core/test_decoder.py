@@ -246,7 +246,7 @@ def test_the_cache_takes_the_type_of_the_memory(decoder):
     memory = decoder.bfloat16().read(torch.randn(2, 5, 32, dtype=torch.bfloat16))
     cache = decoder.new_cache(memory, capacity=3, beams=4)
     assert decoder(torch.randn(8, 1, 32, dtype=torch.bfloat16), memory, cache).dtype == torch.bfloat16
-    assert cache[0].key.dtype == torch.bfloat16 and cache[0].key.shape == (2, 2, 12, 8)
+    assert cache[0].key.dtype == torch.bfloat16 and cache[0].key.shape == (2, 2, 16, 8)
 
 
 # Beams.
@@ -257,7 +257,7 @@ def test_the_cache_takes_the_type_of_the_memory(decoder):
 def test_beams_that_share_a_memory_equal_beams_with_a_memory_each(score, padded):
     model = Decoder(config(score=score, num_kv_heads=1, position="relative"), depth=2).double()
     x, memory = doubles(12, 7, 12), model.read(doubles(3, 5, 12), padding_mask(LENS, 5) if padded else None)
-    each = memory.select(torch.arange(3).repeat_interleave(4))
+    each = memory.keep(torch.arange(3).repeat_interleave(4))
     whole = model(x, each)
     assert_close(model(x, memory), whole, rtol=0, atol=1e-10)
     cache = model.new_cache(memory, capacity=7, beams=4)
@@ -284,20 +284,20 @@ def test_a_cache_follows_its_beams_and_its_sentences(kept, rows, position):
     model(before, memory, cache)
     cache.reorder(torch.tensor(parents))
     cache.keep(torch.tensor(kept))
-    memory = memory.select(torch.tensor(kept))
+    memory = memory.keep(torch.tensor(kept))
     steps = torch.cat([model(piece, memory, cache) for piece in after.split(1, 1)], 1)
     whole = model(torch.cat([before[rows], after], 1), memory)
     assert_close(steps, whole[:, 3:], rtol=0, atol=1e-10)
 
 
 def test_when_no_sentence_is_left_there_is_nothing_to_decode(decoder):
-    memory = decoder.read(torch.randn(2, 5, 32)).select(torch.tensor([], dtype=torch.int64))
+    memory = decoder.read(torch.randn(2, 5, 32)).keep(torch.tensor([], dtype=torch.int64))
     assert decoder(torch.randn(0, 1, 32), memory).shape == (0, 1, 32)
 
 
 @torch.no_grad()
 def test_without_gradients_too_there_may_be_nothing_to_decode(decoder):
-    memory = decoder.read(torch.randn(2, 5, 32)).select(torch.tensor([], dtype=torch.int64)).for_steps()
+    memory = decoder.read(torch.randn(2, 5, 32)).keep(torch.tensor([], dtype=torch.int64)).for_steps()
     cache = decoder.new_cache(memory, 3, beams=2)
     assert decoder(torch.randn(0, 1, 32), memory, cache).shape == (0, 1, 32)
 

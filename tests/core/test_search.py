@@ -72,7 +72,7 @@ class State:
         self.hidden = self.hidden[parents]
 
     def keep(self, sentences: Tensor) -> None:
-        assert (sentences.diff() > 0).all()
+        assert len(sentences.unique()) == len(sentences)
         self.hidden = self.hidden.unflatten(0, (-1, self.rows))[sentences].flatten(0, 1)
 
 
@@ -106,7 +106,7 @@ class Cached:
         self.cache.reorder(parents)
 
     def keep(self, sentences: Tensor) -> None:
-        self.memory = self.memory.select(sentences)
+        self.memory = self.memory.keep(sentences)
         self.cache.keep(sentences)
 
 

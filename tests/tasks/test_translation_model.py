@@ -333,14 +333,14 @@ def memory_stays_with_the_first(monkeypatch):
     def broken(self, sentences):
         memory = self.memory
         keep(self, sentences)
-        self.memory = memory.select(torch.arange(len(sentences)))
+        self.memory = memory.keep(torch.arange(len(sentences)))
 
     monkeypatch.setattr(TranslationState, "keep", broken)
 
 
 def cache_stays_with_the_first(monkeypatch):
     def broken(self, sentences):
-        self.memory = self.memory.select(sentences)
+        self.memory = self.memory.keep(sentences)
         self.cache.keep(torch.arange(len(sentences)))
 
     monkeypatch.setattr(TranslationState, "keep", broken)
