@@ -1,7 +1,7 @@
 """The encoder: blocks of self-attention and feed-forward, the same for words, patches and windows."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -77,14 +77,28 @@ class EncoderBlock(nn.Module):
         self.feed_forward_branch = make_add_norm(config)
 
     def forward(
-        self, x: Float[Tensor, "batch *length dim"], mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None
-    ) -> Float[Tensor, "batch *length dim"]:
+        self,
+        x: Float[Tensor, "batch *length dim"],
+        mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
+        first: int | None = None,
+    ) -> Float[Tensor, "batch *out dim"]:
         """Let tokens see each other where `mask` is True, everywhere without one.
 
         `length` is one number, or whatever the attention given to the block reads: the height and width of a grid, say.
+        With `first` only so many of the first tokens are returned, and computed where attention knows no positions.
         """
-        x = self.attention_branch(x, lambda h, seen: self.attention(h, mask=seen), mask)
+        if first is None or not isinstance(self.attention, MultiHeadAttention) or self.attention.position is not None:
+            x = self.attention_branch(x, lambda h, seen: self.attention(h, mask=seen), mask)[:, :first]
+        else:
+            seen = mask if mask is None or mask.size(2) == 1 else mask[:, :, :first]
+            x = self.attention_branch(x[:, :first], self._look, x, seen)
         return self.feed_forward_branch(x, self.feed_forward)
+
+    def _look(self, queries: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Let some tokens, as their branch gives them, see all."""
+        attention, branch = cast(MultiHeadAttention, self.attention), self.attention_branch
+        memory = attention.keys_values(branch.norm(x) if branch.order == "pre" else x)
+        return attention(queries, memory, mask=mask)
 
 
 class Encoder(nn.Module):
@@ -106,11 +120,18 @@ class Encoder(nn.Module):
         self.norm = make_norm(config.norm, config.dim, eps=config.norm_eps) if pre else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "batch length dim"], mask: Bool[Tensor, "#batch #heads #length length"] | None = None
-    ) -> Float[Tensor, "batch length dim"]:
-        """Encode embedded tokens; `mask` as in `EncoderBlock`, None where the batch has no padding."""
-        for block in self.blocks:
-            x = run_block(block, x, mask, recompute=self.recompute and self.training)
+        self,
+        x: Float[Tensor, "batch length dim"],
+        mask: Bool[Tensor, "#batch #heads #length length"] | None = None,
+        *,
+        first: int | None = None,
+    ) -> Float[Tensor, "batch out dim"]:
+        """Encode embedded tokens; `mask` as in `EncoderBlock`, None where the batch has no padding.
+
+        With `first` only so many of the first tokens are returned, and the last block does not compute the others.
+        """
+        for block, wanted in zip(self.blocks, [*[None] * (len(self.blocks) - 1), first], strict=True):
+            x = run_block(block, x, mask, wanted, recompute=self.recompute and self.training)
         return self.norm(x)
 
 

@@ -39,7 +39,8 @@ def attention_rollout(
         case "attention":
             shares = weights.pop()[:, 0]
     for layer in reversed(weights):
-        shares = (shares + (shares[:, None] @ layer)[:, 0]) / 2
+        queries = layer.size(1)  # of the last layer, those that are read alone
+        shares = (shares + (shares[:, None, :queries] @ layer)[:, 0]) / 2
     return shares[:, prefix:].unflatten(1, model.grid)
 
 

@@ -154,7 +154,8 @@ class VisionTransformer(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"] | Float[Tensor, "batch 2 classes"]:
         """Return the logits; with a distillation token in training those of both heads, else their mean."""
-        states = self.encoder(self.tokens(images))
+        read = 1 + self.config.distillation_token if self.config.pool == "cls" else None
+        states = self.encoder(self.tokens(images), first=read)
         if self.config.distillation_token:
             own, taught = self.representation(states[:, :2]).unbind(1)
             both = torch.stack([self.head(own), self.distillation_head(taught)], 1)

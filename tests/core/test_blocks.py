@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from transformer_core import AddNorm, BlockConfig, Dropout, Encoder, EncoderBlock, FeedForward, make_norm, padding_mask
+from transformer_core import (
+    AddNorm,
+    BlockConfig,
+    Dropout,
+    Encoder,
+    EncoderBlock,
+    FeedForward,
+    causal_mask,
+    make_norm,
+    padding_mask,
+)
 from transformer_core.position import PositionName
 from transformer_core.score import ScoreName
 
@@ -287,3 +297,19 @@ def test_a_config_that_cannot_be_built_names_what_to_change(options, message):
 def test_a_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         BlockConfig().dim = 7
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("position", ["none", "rotary", "relative"])
+def test_the_first_tokens_alone_are_those_of_the_whole_sequence(order, position):
+    model, x = Encoder(config(order=order, position=position), 2).double().eval(), doubles(2, 7, 12)
+    mask = padding_mask(torch.tensor([7, 4]), 7)
+    assert_close(model(x, mask, first=2), model(x, mask)[:, :2], rtol=0, atol=1e-10)
+    square = causal_mask(7, 7)[None, None]
+    assert_close(model(x, square, first=3), model(x, square)[:, :3], rtol=0, atol=1e-10)
+    model.train()
+    model(x, mask, first=2).sum().backward()
+    given = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
+    model(x, mask)[:, :2].sum().backward()
+    assert_close(given, [weight.grad for weight in model.parameters()], rtol=0, atol=1e-10)
