@@ -22,7 +22,7 @@ from recipes.ladder import Expected, finish
 from recipes.loop import train
 from recipes.train_config import TrainConfig
 from tasks.task import Loss, Split, Task
-from transformer_core import BlockConfig, Decoder, Encoder, Memory, TokenEmbedding
+from transformer_core import BlockConfig, CachedState, Decoder, Encoder, Linear, Memory, TokenEmbedding
 from transformer_core.search import SearchConfig, search
 
 PAD, BOS, EOS, ZERO = 0, 1, 2, 3
@@ -64,38 +64,20 @@ class Reverser(nn.Module):
         super().__init__()
         self.embedding = TokenEmbedding(VOCABULARY, block, pad_id=PAD)
         self.encoder, self.decoder = Encoder(block, depth), Decoder(block, depth)
-        self.output = nn.Linear(block.dim, VOCABULARY)
+        self.output = Linear(block.dim, VOCABULARY)
 
     def read(self, source: Tensor) -> Memory:
         """Encode strings, padded on the right, for the decoder."""
         mask = (source != PAD)[:, None, None]
         return self.decoder.read(self.encoder(self.embedding(source), mask), mask)
 
+    def start(self, source: Tensor, capacity: int) -> CachedState:
+        """Return what a search carries from token to token."""
+        return CachedState(self.decoder, self.embedding, self.output, self.read(source), beams=1, capacity=capacity)
+
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Return the logits of each next token, (batch, target length, vocabulary)."""
         return self.output(self.decoder(self.embedding(target), self.read(source)))
-
-
-class Reversing:
-    """What a search carries from token to token: the encoder's memory and the decoder's cache."""
-
-    def __init__(self, model: Reverser, source: Tensor, capacity: int) -> None:
-        self.model, self.memory = model, model.read(source)
-        self.cache = model.decoder.new_cache(self.memory, capacity)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each string and return the logits of the next one."""
-        x = self.model.embedding(tokens[:, None], offset=self.cache.length)
-        return self.model.output(self.model.decoder(x, self.memory, self.cache)[:, 0])
-
-    def reorder(self, parents: Tensor) -> None:
-        """Go on from other rows; greedy search never asks for it."""
-        self.cache.reorder(parents)
-
-    def keep(self, sentences: Tensor) -> None:
-        """Drop the strings that are finished."""
-        self.memory = self.memory.keep(sentences)
-        self.cache.keep(sentences)
 
 
 class Reverse(Task[Batch]):
@@ -144,7 +126,7 @@ class Reverse(Task[Batch]):
         """Let the model speak freely, one token after the other."""
         assert isinstance(model, Reverser)
         limits = torch.full((len(batch.rows),), self.strings.longest + 1, device=batch.source.device)
-        state = Reversing(model, batch.source, capacity=self.strings.longest + 2)
+        state = model.start(batch.source, capacity=self.strings.longest + 2)
         found = search(state, SearchConfig(beams=1), max_lengths=limits, bos_id=BOS, eos_id=EOS)
         return [(row, hypotheses[0].ids) for row, hypotheses in zip(batch.rows, found, strict=True)]
 

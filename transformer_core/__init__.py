@@ -26,6 +26,7 @@ from transformer_core.score import (
     Score,
     make_score,
 )
+from transformer_core.state import CachedState
 from transformer_core.windows import WindowAttention, WindowBias, join_windows, region_mask, split_windows
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Bilinear",
     "BlockConfig",
     "Cache",
+    "CachedState",
     "Cosine",
     "CrossEntropy",
     "Decoder",

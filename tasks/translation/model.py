@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from transformer_core import BlockConfig, Decoder, Encoder, FactoredLogits, Linear, Memory, TokenEmbedding
+from transformer_core import BlockConfig, CachedState, Decoder, Encoder, FactoredLogits, Linear, Memory, TokenEmbedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,17 @@ class TranslationModel(nn.Module):
         """Encode source tokens (batch, source length) and project them for the decoder; `mask` is True at real ones."""
         return self.decoder.read(self.encoder(self.source_embedding(source), mask), mask)
 
+    def start(
+        self, source: Tensor, mask: Tensor | None, *, beams: int, capacity: int, pieces: Tensor | None = None
+    ) -> CachedState:
+        """Return the state of a search for translations of `source`, of up to `capacity` pieces, as `CachedState` says.
+
+        `source` and `mask` are those of `read`.
+        """
+        memory = self.read(source, mask)
+        given = self.decoder, self.target_embedding, self.output, memory
+        return CachedState(*given, beams=beams, capacity=capacity, pieces=pieces)
+
     def forward(self, source: Tensor, mask: Tensor | None, target: Tensor, positions: Tensor) -> FactoredLogits:
         """Return the factors of the logits at some positions of the target, usually the real ones.
 
@@ -69,40 +80,3 @@ class TranslationModel(nn.Module):
         """
         states = self.decoder(self.target_embedding(target), self.read(source, mask))
         return FactoredLogits(states.flatten(0, 1)[positions], self.output.weight)
-
-
-class TranslationState:
-    """What a search carries from step to step: the memory of each sentence, the cache of each hypothesis.
-
-    `pieces`, (candidates,) ascending, are the only ones that may follow; tokens and logits then count among them.
-    """
-
-    def __init__(
-        self,
-        model: TranslationModel,
-        source: Tensor,
-        mask: Tensor | None,
-        *,
-        beams: int,
-        capacity: int,
-        pieces: Tensor | None = None,
-    ) -> None:
-        self.model, self.pieces = model, pieces
-        self.output = model.output if pieces is None else model.output.take(pieces)
-        self.memory = model.read(source, mask).for_steps()
-        self.cache = model.decoder.new_cache(self.memory, capacity, beams=beams)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each hypothesis, (rows,), and return the logits of the next one, (rows, vocabulary)."""
-        tokens = tokens if self.pieces is None else self.pieces[tokens]
-        x = self.model.target_embedding(tokens[:, None], offset=self.cache.length)
-        return self.output(self.model.decoder(x, self.memory, self.cache)[:, 0])
-
-    def reorder(self, parents: Tensor) -> None:
-        """Let hypothesis i go on from hypothesis `parents[i]` of the same sentence."""
-        self.cache.reorder(parents)
-
-    def keep(self, sentences: Tensor) -> None:
-        """Drop all sentences but these, (kept,) ascending, with their hypotheses."""
-        self.memory = self.memory.keep(sentences)
-        self.cache.keep(sentences)

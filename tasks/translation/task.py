@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tasks.errors import InputError
 from tasks.task import Loss, Split, Task
 from tasks.translation.evaluate import Score, ScoreConfig, behaviour, score
-from tasks.translation.model import TranslationConfig, TranslationModel, TranslationState
+from tasks.translation.model import TranslationConfig, TranslationModel
 from tasks.translation.pairs import PairData, TextPairs
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK
@@ -234,9 +234,7 @@ def decode(
     places = range(models[0].output.weight.size(0)) if pieces is None else {id: at for at, id in enumerate(names)}
     with torch.inference_mode():
         beams, capacity = config.rows_per_sentence, max(limits) + 1
-        states = [
-            TranslationState(each, source, mask, beams=beams, capacity=capacity, pieces=pieces) for each in models
-        ]
+        states = [each.start(source, mask, beams=beams, capacity=capacity, pieces=pieces) for each in models]
         found = search(
             Ensemble(states) if len(states) > 1 else states[0],
             config,

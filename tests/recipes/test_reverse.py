@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from recipes.reverse import BOS, EOS, PAD, ZERO, Reverse, Reversing, Strings
+from recipes.reverse import BOS, EOS, PAD, ZERO, Reverse, Strings
 from transformer_core import BlockConfig
 from transformer_core.search import DecoderState, SearchConfig, search
 
@@ -78,7 +78,7 @@ def test_padding_changes_no_loss(task):
 def test_step_by_step_it_says_what_it_says_at_once(task):
     model = task.build().eval()
     batch = task.batch("valid", range(5), 0)
-    state = Reversing(model, batch.source, capacity=batch.target.size(1))
+    state = model.start(batch.source, capacity=batch.target.size(1))
     assert isinstance(state, DecoderState)
     steps = [state.step(tokens) for tokens in batch.target.T]
     assert_close(torch.stack(steps, dim=1), model(batch.source, batch.target))
@@ -103,7 +103,7 @@ def test_strings_that_are_finished_leave_the_search_without_harm(task):
     limits = torch.tensor([2 + row % 5 for row in range(17)])
 
     def say(rows: list[int]) -> list[list[int]]:
-        state = Reversing(model, batch.source[rows], capacity=9)
+        state = model.start(batch.source[rows], capacity=9)
         found = search(state, SearchConfig(beams=1), max_lengths=limits[rows], bos_id=BOS, eos_id=EOS)
         return [hypotheses[0].ids for hypotheses in found]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tasks.errors import InputError
-from tasks.translation.model import TranslationConfig, TranslationModel, TranslationState
+from tasks.translation.model import TranslationConfig, TranslationModel
 from tasks.translation.shortlist import Shortlist, count_shortlist
 from tasks.translation.task import decode, pad_source
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK
-from transformer_core import BlockConfig
+from transformer_core import BlockConfig, CachedState
 from transformer_core.packing import pack
 from transformer_core.search import SearchConfig
 
@@ -89,8 +89,8 @@ def test_searching_among_candidates_equals_banning_all_others(model, beams, pack
         keep[[PAD, UNK, BOS, EOS, 39, *allowed]] = True
         return logits.masked_fill(~keep, -torch.inf)
 
-    original = TranslationState.step
-    monkeypatch.setattr(TranslationState, "step", narrow)
+    original = CachedState.step
+    monkeypatch.setattr(CachedState, "step", narrow)
     expected = decode([model], source, mask, config, [0, 1], prefix)
     for one, other in zip(found, expected, strict=True):
         assert [each.ids for each in one] == [each.ids for each in other]

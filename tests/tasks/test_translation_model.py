@@ -8,8 +8,8 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tasks.translation.model import TranslationConfig, TranslationModel, TranslationState
-from transformer_core import BlockConfig, TokenEmbedding, padding_mask, sinusoidal_table
+from tasks.translation.model import TranslationConfig, TranslationModel
+from transformer_core import BlockConfig, CachedState, TokenEmbedding, padding_mask, sinusoidal_table
 
 DIM, HEADS, HIDDEN, ENCODERS, DECODERS = 12, 3, 20, 2, 3
 SOURCE_PIECES, TARGET_PIECES = 17, 23
@@ -283,7 +283,7 @@ def test_the_check_fails_where_the_wrong_things_reach_an_output(check, breakage,
 def check_steps_equal_the_whole(model: TranslationModel) -> None:
     """Six steps of four hypotheses for each of three ragged sentences; the second one leaves half-way."""
     beams, (source, mask, _) = 4, example()
-    state = TranslationState(model, source, mask, beams=beams, capacity=6)
+    state = model.start(source, mask, beams=beams, capacity=6)
     history = torch.empty(3 * beams, 0, dtype=torch.long)
     for step in range(6):
         tokens = torch.randint(4, TARGET_PIECES, (len(history),))
@@ -319,7 +319,7 @@ def test_decoding_step_by_step_equals_the_whole_at_every_step(block):
 
 
 def nobody_is_reordered(monkeypatch):
-    monkeypatch.setattr(TranslationState, "reorder", lambda self, parents: None)
+    monkeypatch.setattr(CachedState, "reorder", lambda self, parents: None)
 
 
 def positions_start_again(monkeypatch):
@@ -328,14 +328,14 @@ def positions_start_again(monkeypatch):
 
 
 def memory_stays_with_the_first(monkeypatch):
-    keep = TranslationState.keep
+    keep = CachedState.keep
 
     def broken(self, sentences):
         memory = self.memory
         keep(self, sentences)
         self.memory = memory.keep(torch.arange(len(sentences)))
 
-    monkeypatch.setattr(TranslationState, "keep", broken)
+    monkeypatch.setattr(CachedState, "keep", broken)
 
 
 def cache_stays_with_the_first(monkeypatch):
@@ -343,17 +343,17 @@ def cache_stays_with_the_first(monkeypatch):
         self.memory = self.memory.keep(sentences)
         self.cache.keep(torch.arange(len(sentences)))
 
-    monkeypatch.setattr(TranslationState, "keep", broken)
+    monkeypatch.setattr(CachedState, "keep", broken)
 
 
 def memory_without_mask(monkeypatch):
-    step = TranslationState.step
+    step = CachedState.step
 
     def broken(self, tokens):
         self.memory = self.memory._replace(mask=None)
         return step(self, tokens)
 
-    monkeypatch.setattr(TranslationState, "step", broken)
+    monkeypatch.setattr(CachedState, "step", broken)
 
 
 @pytest.mark.parametrize(
