@@ -1,0 +1,96 @@
+"""Read the text in images: files, and folders of them.
+
+python -m recipes.read_text runs/recognition line.png
+python -m recipes.read_text runs/recognition scans --output read.png
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from recipes.classify import image_paths
+from recipes.config import launch, recipe_of
+from recipes.ladder import MODEL
+from recipes.train_recognition import Recipe as Training
+from recipes.weights import load_weights
+from tasks.errors import InputError
+from tasks.text_recognition.lines import fit
+from tasks.text_recognition.task import TextRecognition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Read images with a trained model."""
+
+    run: str
+    """Run folder of train_recognition."""
+    images: str
+    """An image, or a folder whose images, at any depth, are taken in the order of their paths."""
+    output: str = ""
+    """Picture of the first ten images over what was read; empty: none."""
+    weights: str | None = None
+    """A .safetensors file or checkpoint folder to use instead of the final model."""
+
+
+class TextReader:
+    """A trained model, ready to read.
+
+    reader = TextReader("runs/recognition")
+    print(reader(["line.png"])[0])
+    """
+
+    def __init__(self, run: str | Path, *, weights: str | Path | None = None) -> None:
+        """Load the model of a run folder, on the GPU if there is one; InputError where it is not a finished run."""
+        recipe, folder = recipe_of(Training, run), Path(run)
+        self.data = recipe.data
+        self.task = TextRecognition(recipe.data, recipe.model, recipe.search, ())
+        self.task.restore(folder)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = self.task.build()
+        load_weights(self.model, Path(weights or folder / MODEL))
+        self.model.to(self.device).eval()
+
+    def __call__(self, images: Sequence[str | Path | Image.Image]) -> list[str]:
+        """Return what is written in each image; InputError for a file that is no image."""
+        opened = [image if isinstance(image, Image.Image) else open_image(Path(image)) for image in images]
+        fitted = [fit(image, self.data) for image in opened]
+        batches = [fitted[begin : begin + self.data.batch] for begin in range(0, len(fitted), self.data.batch)]
+        return [text for some in batches for text in self.task.read(self.model, torch.stack(some).to(self.device))]
+
+
+def main(recipe: Recipe) -> None:
+    """Print path and text of each image."""
+    reader, paths = TextReader(recipe.run, weights=recipe.weights), image_paths(Path(recipe.images))
+    texts = reader(paths)
+    for path, text in zip(paths, texts, strict=True):
+        print(f"{path}\t{text}", flush=True)
+    if recipe.output:
+        draw([open_image(path) for path in paths[:10]], texts[:10], Path(recipe.output))
+
+
+def open_image(path: Path) -> Image.Image:
+    """Return a decoded image. Raises InputError where there is none."""
+    try:
+        image = Image.open(path)
+        image.load()
+        return image
+    except OSError:
+        raise InputError(f"{path} is no image that Pillow can read: name another file.") from None
+
+
+def draw(images: Sequence[Image.Image], texts: Sequence[str], path: Path) -> None:
+    """Write a picture of images, each over its text."""
+    figure = Figure(figsize=(5, 0.75 * len(images)), layout="constrained")
+    for axes, image, text in zip(figure.subplots(len(images), squeeze=False)[:, 0], images, texts, strict=True):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(text, fontsize=9, loc="left", parse_math=False)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    launch(Recipe, main)

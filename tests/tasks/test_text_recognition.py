@@ -1,0 +1,174 @@
+"""Text in images: rendering, data sets, batches, and a reader whose steps equal its logits at once."""
+
+import random
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from tasks.errors import InputError
+from tasks.text_recognition.lines import Lines, TextImages, fit
+from tasks.text_recognition.model import BOS, EOS, PAD, UNKNOWN, ReaderConfig
+from tasks.text_recognition.render import able, cut, find_fonts, render
+from tasks.text_recognition.task import TextRecognition
+from transformer_core import BlockConfig
+from transformer_core.search import SearchConfig
+
+CORPUS = [f"{word} {number} of {other}" for word in ("one", "two", "Ten") for number in range(5) for other in "abcd"]
+SMALL = {"fonts": ["matplotlib:DejaVuSans.ttf"], "test_fonts": ["matplotlib:DejaVuSerif.ttf"], "held_out": 8}
+BLOCK = BlockConfig(dim=24, num_heads=3, hidden_dim=32, dropout=0.0)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TextRecognition:
+    data = TextImages(**SMALL, lines=20, batch=6)
+    model = ReaderConfig(block=BLOCK, encoder_depth=1, decoder_depth=2, patch_size=(16, 16))
+    task = TextRecognition(data, model, SearchConfig(beams=1, max_length=12), CORPUS)
+    task.prepare(tmp_path)
+    return task
+
+
+def test_a_line_is_drawn_anew_in_each_epoch_and_the_same_by_everyone():
+    one, other = (Lines(TextImages(**SMALL), CORPUS) for _ in range(2))
+    image, text = one.example("train", 3, 0)
+    again, same = other.example("train", 3, 0)
+    assert text == same and torch.equal(image, again)
+    assert not torch.equal(image, one.example("train", 3, 1)[0])
+    assert image.shape == (1, 32, 256) and image.dtype == torch.uint8
+
+
+def test_no_text_is_in_two_splits_and_the_test_has_its_own_fonts():
+    lines = Lines(TextImages(**SMALL), CORPUS)
+    texts = {split: set(own) for split, own in lines.text.items()}
+    assert sum(map(len, texts.values())) == len(set(CORPUS)) == len(set.union(*texts.values()))
+    assert [len(texts[split]) for split in ("valid", "test")] == [8, 8]
+    assert lines.fonts["test"] != lines.fonts["train"] == lines.fonts["valid"]
+    assert lines.example("test", 2, 0)[1] == lines.text["test"][2]
+
+
+def test_a_long_line_is_cut_between_words():
+    draws = {cut("some words that are too many", 12, random.Random(seed)) for seed in range(40)}
+    assert max(map(len, draws)) <= 12 and "some words" in draws and "too many" in draws
+    assert cut("short", 12, random.Random(0)) == "short"
+    assert cut("incomprehensibilities", 5, random.Random(0)) == "incom"
+
+
+def test_ink_is_where_the_text_is():
+    (font,) = find_fonts(["matplotlib:DejaVuSans.ttf"])
+    short, long = (render(text, font, random.Random(5)) for text in ("i", "iiiiiiiiiiii"))
+    assert long.width > 2 * short.width and abs(long.height - short.height) < short.height
+    low, high = short.getextrema()
+    assert high - low > 40
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 20), (30, 200), (256, 32)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_keeps_its_shape_inside_the_size(width, height, channels):
+    image = Image.new("RGB", (width, height), (10, 10, 10))
+    image.paste((200, 100, 50), (width // 4, height // 4, 3 * width // 4, 3 * height // 4))
+    found = fit(image, TextImages(channels=channels))
+    assert found.shape == (channels, 32, 256)
+    rows, columns = (found[0] > 60).nonzero().T
+    scale = min(32 / height, 256 / width)
+    assert abs(int(columns.max() - columns.min()) + 1 - scale * width / 2) <= 3
+    assert abs(int(rows.max() - rows.min()) + 1 - scale * height / 2) <= 3
+
+
+def test_a_font_without_a_character_is_not_asked_for_it(tmp_path):
+    sans, math = find_fonts(["matplotlib:DejaVuSans.ttf", "matplotlib:cmex10.ttf"])
+    assert able([sans, math], "Straße") == [sans]
+    with pytest.raises(InputError, match="no font has all characters of 'Straße'"):
+        able([math], "Straße")
+    with pytest.raises(InputError, match="no fonts there"):
+        find_fonts([str(tmp_path)])
+    with pytest.raises(InputError, match="no fonts there"):
+        find_fonts(["matplotlib:nothing*.ttf"])
+
+
+def test_a_text_that_is_too_short_or_missing_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match="held_out=8"):
+        Lines(TextImages(**SMALL), CORPUS[:10])
+    with pytest.raises(InputError, match="data.text"):
+        Lines(TextImages(**SMALL, text=str(tmp_path / "none.txt")), [])
+
+
+def test_a_batch_says_what_follows_each_character(task):
+    batch = task.batch("train", [4, 0, 9], 0)
+    assert batch.images.shape == (3, 1, 32, 256) and task.targets(batch) == sum(len(text) + 1 for text in batch.texts)
+    for row, text in enumerate(batch.texts):
+        ids = [task.ids[char] for char in text]
+        assert (
+            batch.target[row, : len(ids) + 1].tolist() == [BOS, *ids]
+            and (batch.target[row, len(ids) + 1 :] == PAD).all()
+        )
+        own = batch.positions // batch.target.size(1) == row
+        assert batch.labels[own].tolist() == [*ids, EOS]
+    assert sorted(row for rows in task.plan("train", 1) for row in rows) == list(range(20))
+    assert task.plan("train", 1) != task.plan("train", 2) and task.plan("valid", 0) == [[*range(6)], [6, 7]]
+
+
+def test_an_unknown_character_has_an_id_and_is_never_written(task):
+    task.ids.pop("o")
+    texts = task.batch("test", range(8), 0)
+    assert UNKNOWN in texts.target
+    model = task.build().eval()
+    with torch.no_grad():
+        model.output.weight[UNKNOWN] = 1e3
+    assert all(read == "" or set(read) <= set(task.names) for read in task.read(model, texts.images))
+
+
+def test_step_by_step_it_says_what_it_says_at_once(task):
+    model, batch = task.build().double().eval(), task.batch("train", range(5), 0)
+    images = batch.images.double()
+    state = model.start(images, beams=1, capacity=batch.target.size(1))
+    steps = torch.stack([state.step(tokens) for tokens in batch.target.T], 1).flatten(0, 1)[batch.positions]
+    hidden, weight = model(images, batch.target, batch.positions)
+    assert_close(steps, hidden @ weight.T, rtol=0, atol=1e-10)
+
+
+def test_error_rates_are_edits_over_what_is_written(task):
+    found = task.measure("test", [("kitten", "sitting"), ("a b", "a b")])
+    assert found["cer"] == pytest.approx(100 * 3 / 10) and found["wer"] == pytest.approx(100 * 1 / 3)
+    assert {"cer", "wer"} <= task.falling
+
+
+def test_a_few_updates_learn_what_the_lines_have_in_common(task):
+    torch.manual_seed(0)
+    model = task.build()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for epoch in range(25):
+        for rows in task.plan("train", epoch):
+            batch = task.batch("train", rows, epoch)
+            loss = task.loss(model, batch).total / task.targets(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[0] > 2.5 and sum(losses[-4:]) / 4 < 1.5
+    outputs = [output for _, output in task.predict("valid", model.eval(), task.batch("valid", range(8), 0))]
+    assert task.measure("valid", outputs)["cer"] < 90
+
+
+def test_images_and_captions_of_a_data_set_are_the_same_task(tmp_path):
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    for split, count in (("train", 6), ("validation", 3), ("test", 3)):
+        images = [Image.new("RGB", (20 + row, 10), (row, 0, 0)) for row in range(count)]
+        table = datasets.Dataset.from_dict(
+            {"picture": images, "caption": [f"{split} {row}" for row in range(count)]},
+            features=datasets.Features({"picture": datasets.Image(), "caption": datasets.Value("string")}),
+        )
+        table.to_parquet(folder / f"{split}.parquet")
+    data = TextImages(dataset=str(folder), image_column="picture", text_column="caption", channels=3, batch=4)
+    task = TextRecognition(data, ReaderConfig(block=BLOCK), SearchConfig(beams=2, max_length=5), ())
+    (tmp_path / "run").mkdir()
+    task.prepare(tmp_path / "run")
+    assert task.batch("valid", [2], 0).texts == ["validation 2"] and task.lines.count["train"] == 6
+    found = task.predict("test", task.build().eval(), task.batch("test", [0, 1], 0))
+    assert [row for row, _ in found] == [0, 1] and found[1][1][1] == "test 1"
+    with pytest.raises(InputError, match="no column words: choose among picture, caption"):
+        Lines(TextImages(dataset=str(folder), image_column="picture", text_column="words"), ())
