@@ -75,9 +75,8 @@ def main(recipe: Recipe) -> None:
 def open_image(path: Path) -> Image.Image:
     """Return a decoded image. Raises InputError where there is none."""
     try:
-        image = Image.open(path)
-        image.load()
-        return image
+        with Image.open(path) as image:
+            return image.copy()
     except OSError:
         raise InputError(f"{path} is no image that Pillow can read: name another file.") from None
 

@@ -1,0 +1,42 @@
+"""What only a GPU can show: no waiting inside an update, and the kernel that attention takes."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from recipes import loop
+from recipes.reverse import Recipe, Reverse, Strings
+from recipes.train_config import TrainConfig
+from transformer_core import BlockConfig, Cosine, DotProduct, GaussianKernel, ScaledDotProduct, attention
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_an_update_never_waits_for_the_device(tmp_path, monkeypatch):
+    whole, updates = loop.update, []
+
+    def watched(*given):
+        torch.cuda.set_sync_debug_mode("error" if updates else "default")  # the first sets up libraries
+        try:
+            whole(*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        updates.append(given)
+
+    monkeypatch.setattr(loop, "update", watched)
+    config = TrainConfig(
+        out=str(tmp_path / "run"), steps=6, warmup=2, precision="bf16", monitor="exact", tensorboard=False
+    )
+    strings = Strings(longest=6, train=40, valid=8, batch=8)
+    block = BlockConfig(dim=32, num_heads=4, hidden_dim=64)
+    loop.train(Reverse(strings, block, depth=1), config, Recipe(data=strings, block=block, train=config))
+    assert len(updates) == 6
+
+
+@pytest.mark.parametrize("score", [ScaledDotProduct(), DotProduct(), Cosine(), GaussianKernel()])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_factors_takes_the_flash_kernel(score, causal):
+    query, key, value = torch.randn(3, 2, 8, 128, 64, device="cuda", dtype=torch.bfloat16).unbind()
+    score = score.to("cuda")
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where that kernel cannot be taken
+        assert attention(query, key, value, score=score, causal=causal).shape == query.shape
