@@ -2,6 +2,7 @@
 
 python -m recipes.read_text runs/recognition line.png
 python -m recipes.read_text runs/recognition scans --output read.png
+python -m recipes.read_text runs/recognition --output test_lines.png
 """
 
 from collections.abc import Sequence
@@ -11,15 +12,16 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from recipes.classify import image_paths
 from recipes.config import launch, recipe_of
 from recipes.ladder import MODEL
 from recipes.train_recognition import Recipe as Training
+from recipes.train_recognition import make_task
 from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.text_recognition.lines import fit
-from tasks.text_recognition.task import TextRecognition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,9 @@ class Recipe:
 
     run: str
     """Run folder of train_recognition."""
-    images: str
-    """An image, or a folder whose images, at any depth, are taken in the order of their paths."""
+    images: str = ""
+    """An image, or a folder whose images, at any depth, are taken in the order of their paths; empty: ten test lines of
+    the run."""
     output: str = ""
     """Picture of the first ten images over what was read; empty: none."""
     weights: str | None = None
@@ -40,36 +43,48 @@ class TextReader:
     """A trained model, ready to read.
 
     reader = TextReader("runs/recognition")
-    print(reader(["line.png"])[0])
+    print(reader([Image.open("line.png")])[0])
     """
 
     def __init__(self, run: str | Path, *, weights: str | Path | None = None) -> None:
         """Load the model of a run folder, on the GPU if there is one; InputError where it is not a finished run."""
         recipe, folder = recipe_of(Training, run), Path(run)
-        self.data = recipe.data
-        self.task = TextRecognition(recipe.data, recipe.model, recipe.search, ())
+        self.data, self.task = recipe.data, make_task(recipe)
         self.task.restore(folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self.task.build()
         load_weights(self.model, Path(weights or folder / MODEL))
         self.model.to(self.device).eval()
 
-    def __call__(self, images: Sequence[str | Path | Image.Image]) -> list[str]:
-        """Return what is written in each image; InputError for a file that is no image."""
-        opened = [image if isinstance(image, Image.Image) else open_image(Path(image)) for image in images]
-        fitted = [fit(image, self.data) for image in opened]
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        """Return what is written in each image."""
+        fitted = [fit(image, self.data) for image in images]
         batches = [fitted[begin : begin + self.data.batch] for begin in range(0, len(fitted), self.data.batch)]
         return [text for some in batches for text in self.task.read(self.model, torch.stack(some).to(self.device))]
 
 
 def main(recipe: Recipe) -> None:
     """Print path and text of each image."""
-    reader, paths = TextReader(recipe.run, weights=recipe.weights), image_paths(Path(recipe.images))
-    texts = reader(paths)
-    for path, text in zip(paths, texts, strict=True):
-        print(f"{path}\t{text}", flush=True)
+    reader = TextReader(recipe.run, weights=recipe.weights)
+    images = open_images(image_paths(Path(recipe.images))) if recipe.images else test_lines(reader, recipe.run)
+    texts = reader(list(images.values()))
+    for name, text in zip(images, texts, strict=True):
+        print(f"{name}\t{text}", flush=True)
     if recipe.output:
-        draw([open_image(path) for path in paths[:10]], texts[:10], Path(recipe.output))
+        draw(list(images.values())[:10], texts[:10], Path(recipe.output))
+
+
+def test_lines(reader: TextReader, run: str) -> dict[str, Image.Image]:
+    """Return the first ten test images, by what is written in them."""
+    reader.task.prepare(Path(run))
+    rows = range(min(10, reader.task.lines.count["test"]))
+    images, texts = zip(*(reader.task.lines.example("test", row, 0) for row in rows), strict=True)
+    return {text: to_pil_image(image) for text, image in zip(texts, images, strict=True)}
+
+
+def open_images(paths: Sequence[Path]) -> dict[str, Image.Image]:
+    """Return decoded images by their paths."""
+    return {str(path): open_image(path) for path in paths}
 
 
 def open_image(path: Path) -> Image.Image:

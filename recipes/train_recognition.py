@@ -32,11 +32,16 @@ class Recipe:
 
 def main(recipe: Recipe) -> None:
     """Train, then choose the final weights."""
-    own = recipe.data.text or recipe.data.dataset
-    corpus = [] if own else [source for source, _ in locale_pairs("en", "de", "train", 10_000)]
-    task = TextRecognition(recipe.data, recipe.model, recipe.search, corpus)
+    task = make_task(recipe)
     run = train(task, recipe.train, recipe)
     finish(task, run, recipe.train, recipe.expected, ["valid", "test"])
+
+
+def make_task(recipe: Recipe) -> TextRecognition:
+    """Build the task that a recipe describes."""
+    own = recipe.data.text or recipe.data.dataset
+    corpus = [] if own else [source for source, _ in locale_pairs("en", "de", "train", 10_000)]
+    return TextRecognition(recipe.data, recipe.model, recipe.search, corpus)
 
 
 if __name__ == "__main__":

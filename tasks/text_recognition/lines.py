@@ -72,7 +72,7 @@ class Lines:
         text = [line for line in (_read(config.text) if config.text else corpus) if line.strip()]
         if len(text) < 3 * held_out:
             raise InputError(f"{len(text)} lines of text are too few for data.held_out={held_out}: lower it.")
-        random.Random(config.seed).shuffle(text)
+        random.Random("held out").shuffle(text)  # the same for every seed
         self.text = {"valid": text[:held_out], "test": text[held_out : 2 * held_out], "train": text[2 * held_out :]}
         self.characters = sorted({char for line in self.text["train"] for char in line} | {" "})
         fonts = find_fonts(config.fonts)
