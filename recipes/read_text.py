@@ -1,7 +1,7 @@
 """Read the text in images: files, and folders of them.
 
-python -m recipes.read_text runs/recognition line.png
-python -m recipes.read_text runs/recognition scans --output read.png
+python -m recipes.read_text runs/recognition --images line.png
+python -m recipes.read_text runs/recognition --images scans --output read.png
 python -m recipes.read_text runs/recognition --output test_lines.png
 """
 

@@ -32,12 +32,12 @@ def test_the_walk_runs_and_its_model_reads(tmp_path):
 
     white, picture, trained = tmp_path / "white.png", tmp_path / "read.png", str(tmp_path / "runs/try")
     Image.new("L", (200, 30), 255).save(white)
-    read = run("recipes.read_text", [trained, str(white), f"--output={picture}"], tmp_path / "log")
+    read = run("recipes.read_text", [trained, f"--images={white}", f"--output={picture}"], tmp_path / "log")
     assert read.codes == [0] and read.text.startswith(f"{white}\t")
     with Image.open(picture) as drawn:
         assert drawn.width > 100
     white.write_text("no image")
-    wrong = run("recipes.read_text", [trained, str(white)], tmp_path / "log")
+    wrong = run("recipes.read_text", [trained, f"--images={white}"], tmp_path / "log")
     assert wrong.codes == [2] and wrong.text.strip().count("\n") == 0 and "white.png is no image" in wrong.text
 
 
