@@ -50,7 +50,8 @@ def start(program: str, recipe: Recipe) -> None:
     match program:
         case "training_text":
             data = Path(recipes.__file__ or "").with_name("embedded_en_de.yaml")
-            training_text.main(replace(read(training_text.Recipe, [f"--config={data}"]), duel=recipe.duel))
+            duel = replace(recipe.duel, steps=6, warmup=6)
+            training_text.main(replace(read(training_text.Recipe, [f"--config={data}"]), duel=duel))
         case "training_images":
             training_images.main(training_images.Recipe(shape="tiny", duel=recipe.duel))
             training_images.main(training_images.Recipe(shape="small_images", duel=recipe.duel))

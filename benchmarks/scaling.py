@@ -137,7 +137,8 @@ class Shape(NamedTuple):
         blocks = self.blocks * (attention + 4 * dim * hidden * length) + self.decoder * attention
         if not self.patch:
             return blocks / length + 2 * dim * VOCABULARY
-        return blocks + 2 * dim * self.patch * (length - 1) + 2 * dim * CLASSES
+        unread = 4 * dim * (dim + hidden + length)  # of a token in the last block, where only the class token is read
+        return blocks + (2 * dim * self.patch - unread) * (length - 1) + 2 * dim * CLASSES
 
     def work(self, cluster: Cluster) -> float:
         """Seconds of the forward (a third) and backward pass (two thirds) over an example on one GPU."""

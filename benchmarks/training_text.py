@@ -39,7 +39,7 @@ class Recipe(Translation):
     `target_tokens`, the last one those of the recipe."""
     target_tokens: int = 2048
     """Target tokens of a batch, padding counted."""
-    duel: DuelConfig = field(default_factory=DuelConfig)
+    duel: DuelConfig = field(default_factory=lambda: DuelConfig(rounds=5, steps=6, warmup=6))
 
 
 def main(recipe: Recipe) -> None:
@@ -68,11 +68,14 @@ def main(recipe: Recipe) -> None:
 
 
 def read_work(recipe: Recipe) -> text.TextWork:
-    """Read as many batches of the recipe's first epoch as there are steps."""
+    """Read as many batches of the recipe's first epoch as a turn has steps.
+
+    They come again in each turn, after the steps before the first one: a long run knows all its shapes, too.
+    """
     with TemporaryDirectory() as folder:
         task = Task(recipe.data, recipe.model, recipe.loss, recipe.search, recipe.scores)
         task.prepare(Path(folder))
-        plan = task.plan("train", 0)[: recipe.duel.warmup + recipe.duel.rounds * recipe.duel.steps]
+        plan = task.plan("train", 0)[: recipe.duel.steps]
         pieces = [list(task.pairs.ids("train", rows, 0)) for rows in plan]
         return text.TextWork(recipe, len(task.pairs.source), pieces)
 
