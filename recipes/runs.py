@@ -10,7 +10,7 @@ from recipes.ladder import MODEL
 from recipes.train_translation import Recipe
 from recipes.weights import load_weights
 from tasks.errors import InputError
-from tasks.translation.model import TranslationModel
+from tasks.translation.model import make_model
 from tasks.translation.pairs import saved_vocabularies
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.translator import Translator
@@ -43,7 +43,7 @@ def load(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = []
     for path in [Path(name) for name in weights] or [folder / MODEL]:
-        model = TranslationModel(recipe.model, len(source), len(target), pad_id=PAD)
+        model = make_model(recipe.model, len(source), len(target), pad_id=PAD)
         load_weights(model, path)
         models.append(model.to(device))
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from recipes.config import launch
 from recipes.runs import load
 from tasks.errors import InputError
+from tasks.translation.model import TranslationModel
 from tasks.translation.task import collate
 from tasks.translation.translator import Translator
 from tasks.translation.vocabulary import Vocabulary
@@ -35,7 +36,10 @@ class Recipe:
 def main(recipe: Recipe) -> None:
     """Translate the sentence and draw the mean over the heads of one layer."""
     translator = load(recipe.run)
-    depth = len(translator.models[0].decoder.blocks)
+    model = translator.models[0]
+    if not isinstance(model, TranslationModel):
+        raise InputError(f"{recipe.run} is a recurrent model: pictures are drawn of Transformers, so name another run.")
+    depth = len(model.decoder.blocks)
     if not -depth <= recipe.layer < depth:
         raise InputError(f"--layer {recipe.layer} is not there: the decoder has {depth} layers, 0 to {depth - 1}.")
     translation = translator(recipe.text)

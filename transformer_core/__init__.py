@@ -7,12 +7,14 @@ from transformer_core.decoder import Decoder, DecoderBlock, Memory
 from transformer_core.dropout import Dropout
 from transformer_core.embedding import PatchEmbedding, TokenEmbedding
 from transformer_core.encoder import Encoder, EncoderBlock, make_attention, make_feed_forward, run_block
+from transformer_core.feature_maps import FeatureMapAttention, WordRegionAttention
 from transformer_core.feedforward import FeedForward
 from transformer_core.grid import GridRotary, resize_grid, sinusoidal_grid
 from transformer_core.linear import Linear
 from transformer_core.loss import CrossEntropy, FactoredLogits, linear_cross_entropy
 from transformer_core.masks import causal_mask, padding_mask
 from transformer_core.multihead import MultiHeadAttention, record_attention
+from transformer_core.pooling import KernelPooling
 from transformer_core.position import Learned, PositionBias, RelativeBias, Rotary, Sinusoidal, sinusoidal_table
 from transformer_core.residual import AddNorm, DropPath, LayerScale, make_norm
 from transformer_core.score import (
@@ -47,9 +49,11 @@ __all__ = [
     "EncoderBlock",
     "Factored",
     "FactoredLogits",
+    "FeatureMapAttention",
     "FeedForward",
     "GaussianKernel",
     "GridRotary",
+    "KernelPooling",
     "KeysValues",
     "LayerCache",
     "LayerScale",
@@ -67,6 +71,7 @@ __all__ = [
     "TokenEmbedding",
     "WindowAttention",
     "WindowBias",
+    "WordRegionAttention",
     "attention",
     "attention_weights",
     "block_configs",

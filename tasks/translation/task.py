@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tasks.errors import InputError
 from tasks.task import Loss, Split, Task
 from tasks.translation.evaluate import Score, ScoreConfig, behaviour, score
-from tasks.translation.model import TranslationConfig, TranslationModel
+from tasks.translation.model import EncoderDecoder, TranslationConfig, make_model
 from tasks.translation.pairs import PairData, TextPairs
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK
@@ -89,7 +89,8 @@ class Translation(Task[Batch]):
                 "them different pieces: choose --model.tie target, or a joint vocabulary."
             )
         longest = max(data.filter.max_length, search.max_length) + 1
-        if model.block.position == "learned" and model.block.max_length < longest:
+        learned = model.kind == "transformer" and model.block.position == "learned"
+        if learned and model.block.max_length < longest:
             raise InputError(
                 f"--model.block.max_length {model.block.max_length} learned positions are too few for "
                 f"--data.filter.max_length {data.filter.max_length} and --search.max_length {search.max_length} pieces "
@@ -106,9 +107,9 @@ class Translation(Task[Batch]):
         """Return what the filter dropped."""
         return [self.pairs.report.table()]
 
-    def build(self) -> TranslationModel:
+    def build(self) -> EncoderDecoder:
         """Return a fresh model for the vocabularies of the run."""
-        return TranslationModel(self.model, len(self.pairs.source), len(self.pairs.target), pad_id=PAD)
+        return make_model(self.model, len(self.pairs.source), len(self.pairs.target), pad_id=PAD)
 
     def plan(self, split: Split, epoch: int) -> list[list[int]]:
         """Gather sentences of similar length under the token budget; evaluation has the same plan in every epoch."""
@@ -140,7 +141,7 @@ class Translation(Task[Batch]):
 
     def predict(self, split: Split, model: nn.Module, batch: Batch) -> list[tuple[int, Output]]:
         """Translate and score the reference; greedily on `valid`, as `search` says on any other split."""
-        assert isinstance(model, TranslationModel)
+        assert isinstance(model, EncoderDecoder)
         config = SearchConfig(beams=1, max_length=self.search.max_length) if split == "valid" else self.search
         nll, tokens = reference_nll(model, batch)
         found = decode([model], batch.source, batch.mask, config, batch.rows, scores=False)
@@ -195,7 +196,7 @@ def pad(rows: Sequence[list[int]]) -> Tensor:
 
 
 @torch.inference_mode()
-def reference_nll(model: TranslationModel, batch: Batch) -> tuple[list[float], list[int]]:
+def reference_nll(model: EncoderDecoder, batch: Batch) -> tuple[list[float], list[int]]:
     """Return the negative log-likelihood in nats of each reference and its number of tokens, end mark counted."""
     logits = FactoredLogits(*model(batch.source, batch.mask, batch.target, batch.positions))
     nll = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.labels.device)
@@ -210,7 +211,7 @@ def longest_translation(source_length: int, config: SearchConfig) -> int:
 
 
 def decode(
-    models: Sequence[TranslationModel],
+    models: Sequence[EncoderDecoder],
     source: Tensor,
     mask: Tensor | None,
     config: SearchConfig,

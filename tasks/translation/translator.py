@@ -11,7 +11,7 @@ import torch
 from tasks.errors import InputError
 from tasks.translation.batching import plan_batches
 from tasks.translation.forks import Forks
-from tasks.translation.model import TranslationModel
+from tasks.translation.model import EncoderDecoder
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.task import collate, decode, longest_translation, pad_source, reference_nll
 from tasks.translation.vocabulary import Vocabulary
@@ -50,7 +50,7 @@ class Translator:
 
     def __init__(
         self,
-        models: Sequence[TranslationModel],
+        models: Sequence[EncoderDecoder],
         source: Vocabulary,
         target: Vocabulary,
         *,
@@ -163,7 +163,7 @@ class Translator:
             self.forks = Forks(self._translate, self.workers)
         return self.forks.map(batches)
 
-    def _made_fast(self, model: TranslationModel) -> TranslationModel:
+    def _made_fast(self, model: EncoderDecoder) -> EncoderDecoder:
         """Return the model with its weights laid out for the device, where they can be."""
         if self.device.type == "cpu":
             packable = torch.backends.mkldnn.is_available() and next(model.parameters()).dtype == torch.float32

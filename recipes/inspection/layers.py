@@ -1,0 +1,69 @@
+"""The layers of a model: what they return and how many parameters they have."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recipes.inspection.dry_run import dry_run
+from recipes.inspection.subject import Subject
+
+
+class Layer(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    kind: str
+    """Class of the module."""
+    shape: tuple[int, ...]
+    """Shape of its output."""
+    parameters: int
+    """Numbers that are learned, without those of a row above."""
+    shared: bool
+    """Whether it has a weight that a row above has."""
+    part: str
+    """Part of the model that it belongs to."""
+
+
+def layers(subject: Subject, examples: int, *, depth: int) -> list[Layer]:
+    """Return the layers that learn, in the order of the model, as modules `depth` names deep or without parts."""
+    with dry_run("cuda"), torch.no_grad():
+        model = subject.model.eval()
+        shapes, hooks = dict(subject.logits(examples)), []
+
+        def keep(name: str) -> None:
+            def hook(module: nn.Module, inputs: object, output: object) -> None:
+                if isinstance(output, Tensor):
+                    shapes.setdefault(name, tuple(output.shape))
+
+            hooks.append(model.get_submodule(name).register_forward_hook(hook))
+
+        for name, _ in model.named_modules():
+            keep(name)
+        subject.forward(model, subject.batch(examples))
+        for hook in hooks:
+            hook.remove()
+        counted: set[nn.Parameter] = set()
+        found = []
+        for name, kind, weights, shape in _rows(model, "", depth):
+            fresh = [weight for weight in weights if weight not in counted]
+            counted.update(fresh)
+            first = name.partition(".")[0]
+            number = sum(weight.numel() for weight in fresh)
+            part = subject.parts.get(first, first)
+            found.append(Layer(name, kind, shapes.get(name, shape), number, len(fresh) < len(weights), part))
+    return found
+
+
+def _rows(module: nn.Module, name: str, depth: int) -> Iterator[tuple[str, str, list[nn.Parameter], tuple[int, ...]]]:
+    """Yield name, class and weights of each row, and a shape for what is never called."""
+    children = list(module.named_children())
+    if name and (not children or name.count(".") + 1 >= depth):
+        if weights := list(module.parameters()):
+            yield name, type(module).__name__, weights, ()
+        return
+    for own, weight in module.named_parameters(recurse=False):
+        yield f"{name}.{own}".removeprefix("."), "Parameter", [weight], tuple(weight.shape)
+    for own, child in children:
+        yield from _rows(child, f"{name}.{own}".removeprefix("."), depth)
