@@ -24,7 +24,8 @@ from benchmarks.peers.steps import precision as precision_of
 from recipes.config import recipe_of
 from recipes.runs import load
 from recipes.train_translation import Recipe
-from tasks.translation.model import TranslationConfig
+from tasks.errors import InputError
+from tasks.translation.model import TranslationConfig, TranslationModel
 from tasks.translation.task import longest_translation, pad_source
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK
 from transformer_core.packing import Precision
@@ -106,7 +107,7 @@ def ours(setting: Setting, work: DecodingWork, precision: Precision, workers: in
 
 def transformers(setting: Setting, work: DecodingWork) -> Decoding:
     """Translate with `generate` of transformers."""
-    model = hugging_face.trained_model(load(work.run).models[0], work.config, work.positions)
+    model = hugging_face.trained_model(trained(work), work.config, work.positions)
     settings = import_module("transformers").GenerationConfig(
         num_beams=work.search.beams,
         do_sample=False,
@@ -137,13 +138,13 @@ def transformers(setting: Setting, work: DecodingWork) -> Decoding:
 
 def ctranslate2(setting: Setting, work: DecodingWork, precision: str, workers: int, threads: int) -> Decoding:
     """Translate with CTranslate2: `workers` translators of `threads` threads each."""
-    trained = load(work.run).models[0]
+    model = trained(work)
     with TemporaryDirectory() as folder:
-        ctranslate.save(trained, work.config, work.positions, Path(folder))
+        ctranslate.save(model, work.config, work.positions, Path(folder))
         translator = import_module("ctranslate2").Translator(
             folder, compute_type=precision, inter_threads=workers, intra_threads=threads
         )
-    names = ctranslate.piece_names(trained.output.out_features)
+    names = ctranslate.piece_names(model.output.out_features)
 
     def translate(sentences: Pieces, size: int) -> Pieces:
         out = translator.translate_batch(
@@ -159,6 +160,14 @@ def ctranslate2(setting: Setting, work: DecodingWork, precision: str, workers: i
         return [[int(name) for name in each.hypotheses[0]] for each in out]
 
     return Decoding(work, [1024, 2048, 4096, 8192], translate)
+
+
+def trained(work: DecodingWork) -> TranslationModel:
+    """Return the model of the run. Raises InputError where it is none that the peers know."""
+    model = load(work.run).models[0]
+    if not isinstance(model, TranslationModel):
+        raise InputError(f"{work.run} is a recurrent model, and the peers know Transformers only: name another run.")
+    return model
 
 
 def chunks(sentences: Pieces, size: int) -> Iterator[Pieces]:

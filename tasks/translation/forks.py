@@ -1,6 +1,9 @@
 """Work shared by processes with a core each: what an operator costs in Python is then paid by all of them at once."""
 
+import ctypes
 import multiprocessing
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -48,6 +51,10 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     torch.set_num_threads(1)
+    if sys.platform == "linux":
+        # A process that is killed cannot tell its forks, and each of them keeps open what the others wait for.
+        parent_death_signal = 1
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
 
 
 def _call(item: Any) -> Any:
