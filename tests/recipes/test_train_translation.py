@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recipes import checkpoint, state, train_images, train_translation
+from recipes import checkpoint, state, train_images, train_recognition, train_translation
 from recipes.config import launch, load_config, read
 from recipes.runs import load
 from recipes.state import State
@@ -195,7 +195,7 @@ def test_every_option_at_once_trains_averages_and_translates(trained, tmp_path):
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_a_configuration_of_one_program(path):
     programs = []
-    for kind in (train_translation.Recipe, train_images.Recipe):
+    for kind in (train_translation.Recipe, train_images.Recipe, train_recognition.Recipe):
         with suppress(InputError):
             programs.append(read(kind, [f"--config={path}"]))
     assert len(programs) == 1
