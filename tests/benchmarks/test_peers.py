@@ -112,7 +112,7 @@ def test_attention_runs_forward_and_backward_and_leaves_no_gradient(name):
 
 
 def test_batches_come_from_the_recipe():
-    flags = ["--data.embedded", "300", "--data.vocabulary.size", "400", "--duel.rounds", "3", "--duel.warmup", "1"]
+    flags = ["--data.embedded", "300", "--data.vocabulary.size", "400", "--duel.steps", "4"]
     work = training_text.read_work(
         read(training_text.Recipe, [*flags, "--data.filter.max_length", "60", "--data.tokens", "256"])
     )

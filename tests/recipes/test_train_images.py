@@ -497,7 +497,8 @@ def test_a_teacher_that_cannot_teach(refusal, trained, tmp_path):
 
 def of_images(path: Path) -> bool:
     text = path.read_text(encoding="utf-8")
-    return "recipes.train_images" in text or "kind" in (yaml.safe_load(text).get("model") or {})
+    kind = (yaml.safe_load(text).get("model") or {}).get("kind")
+    return "recipes.train_images" in text or kind in ("vit", "swin")
 
 
 IMAGE_RECIPES = sorted(path for path in RECIPES.rglob("*.yaml") if of_images(path))
