@@ -22,6 +22,7 @@ from recipes.train_recognition import make_task
 from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.text_recognition.lines import fit
+from tasks.text_recognition.task import TextRecognition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class TextReader:
     def __init__(self, run: str | Path, *, weights: str | Path | None = None) -> None:
         """Load the model of a run folder, on the GPU if there is one; InputError where it is not a finished run."""
         recipe, folder = recipe_of(Training, run), Path(run)
-        self.data, self.task = recipe.data, make_task(recipe)
+        self.data, self.task = recipe.data, TextRecognition(recipe.data, recipe.model, recipe.search, ())
         self.task.restore(folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self.task.build()
@@ -66,7 +67,7 @@ class TextReader:
 def main(recipe: Recipe) -> None:
     """Print path and text of each image."""
     reader = TextReader(recipe.run, weights=recipe.weights)
-    images = open_images(image_paths(Path(recipe.images))) if recipe.images else test_lines(reader, recipe.run)
+    images = open_images(image_paths(Path(recipe.images))) if recipe.images else test_lines(recipe.run)
     texts = reader(list(images.values()))
     for name, text in zip(images, texts, strict=True):
         print(f"{name}\t{text}", flush=True)
@@ -74,11 +75,12 @@ def main(recipe: Recipe) -> None:
         draw(list(images.values())[:10], texts[:10], Path(recipe.output))
 
 
-def test_lines(reader: TextReader, run: str) -> dict[str, Image.Image]:
-    """Return the first ten test images, by what is written in them."""
-    reader.task.prepare(Path(run))
-    rows = range(min(10, reader.task.lines.count["test"]))
-    images, texts = zip(*(reader.task.lines.example("test", row, 0) for row in rows), strict=True)
+def test_lines(run: str) -> dict[str, Image.Image]:
+    """Return the first ten test images of a run, by what is written in them."""
+    task = make_task(recipe_of(Training, run))
+    task.prepare(Path(run))
+    rows = range(min(10, task.lines.count["test"]))
+    images, texts = zip(*(task.lines.example("test", row, 0) for row in rows), strict=True)
     return {text: to_pil_image(image) for text, image in zip(texts, images, strict=True)}
 
 
