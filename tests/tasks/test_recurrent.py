@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from steps import all_logits, check_steps_equal_the_whole
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -20,7 +21,7 @@ from tasks.translation.task import LossConfig, Translation, collate, decode, pad
 from tasks.translation.translator import Translator
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, VocabularyConfig, train_vocabulary
 from transformer_core import BlockConfig, padding_mask
-from transformer_core.search import DecoderState, SearchConfig
+from transformer_core.search import SearchConfig
 
 DIM, SOURCE_PIECES, TARGET_PIECES = 6, 17, 23
 LENGTHS = [5, 3, 7]
@@ -55,9 +56,9 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
     return source.masked_fill(~mask[:, 0, 0], 0), mask, torch.randint(4, TARGET_PIECES, (3, 6))
 
 
-def all_logits(model: nn.Module, source: Tensor, mask: Tensor | None, target: Tensor) -> Tensor:
-    hidden, weight = model(source, mask, target, torch.arange(target.numel()))
-    return (hidden @ weight.T).view(*target.shape, -1)
+def check_steps(model: RecurrentModel) -> None:
+    source, mask, _ = example()
+    check_steps_equal_the_whole(model, source, mask, TARGET_PIECES)
 
 
 # The definition: one sentence, one token and one layer at a time, by the cells of PyTorch.
@@ -234,32 +235,11 @@ def test_the_check_fails_where_padding_is_read(breakage, monkeypatch):
 # Step by step
 
 
-def check_steps_equal_the_whole(model: RecurrentModel) -> None:
-    """Six steps of four hypotheses for each of three ragged sentences; then the last takes the place of the second."""
-    beams, (source, mask, _) = 4, example()
-    state = model.start(source, mask, beams=beams, capacity=6)
-    assert isinstance(state, DecoderState)
-    history = torch.empty(3 * beams, 0, dtype=torch.long)
-    for step in range(6):
-        tokens = torch.randint(4, TARGET_PIECES, (len(history),))
-        history = torch.cat([history, tokens[:, None]], 1)
-        whole = all_logits(model, source.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0), history)
-        assert_close(state.step(tokens), whole[:, -1], rtol=0, atol=1e-10)
-        first = torch.arange(len(source)).repeat_interleave(beams) * beams
-        parents = first + torch.randint(beams, (len(first),))
-        state.reorder(parents)
-        history = history[parents]
-        if step == 2:
-            kept = torch.tensor([0, 2])
-            state.keep(kept)
-            source, mask, history = source[kept], mask[kept], history.view(3, beams, -1)[kept].flatten(0, 1)
-
-
 @every_cell
 @every_variant
 @torch.inference_mode()
 def test_decoding_step_by_step_equals_the_whole_at_every_step(design, cell, depth):
-    check_steps_equal_the_whole(new_model(**design, cell=cell, depth=depth).eval())
+    check_steps(new_model(**design, cell=cell, depth=depth).eval())
 
 
 def nobody_is_reordered(monkeypatch):
@@ -295,7 +275,7 @@ def test_the_check_fails_where_a_step_goes_wrong(breakage, monkeypatch):
     breakage(monkeypatch)
     with pytest.raises(AssertionError):
         # The whole is computed by the same code, so what is wrong in both is compared with single cells as well.
-        check_steps_equal_the_whole(model)
+        check_steps(model)
         check_padding_is_not_read(model)
 
 

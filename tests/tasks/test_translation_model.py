@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
+from steps import all_logits, check_steps_equal_the_whole
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -35,9 +36,9 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
     return source.masked_fill(~mask[:, 0, 0], 0), mask, torch.randint(4, TARGET_PIECES, (3, 6))
 
 
-def all_logits(model: TranslationModel, source: Tensor, mask: Tensor | None, target: Tensor) -> Tensor:
-    hidden, weight = model(source, mask, target, torch.arange(target.numel()))
-    return (hidden @ weight.T).view(*target.shape, -1)
+def check_steps(model: TranslationModel) -> None:
+    source, mask, _ = example()
+    check_steps_equal_the_whole(model, source, mask, TARGET_PIECES)
 
 
 class Reference(nn.Module):
@@ -280,26 +281,6 @@ def test_the_check_fails_where_the_wrong_things_reach_an_output(check, breakage,
         check(model)
 
 
-def check_steps_equal_the_whole(model: TranslationModel) -> None:
-    """Six steps of four hypotheses for each of three ragged sentences; the second one leaves half-way."""
-    beams, (source, mask, _) = 4, example()
-    state = model.start(source, mask, beams=beams, capacity=6)
-    history = torch.empty(3 * beams, 0, dtype=torch.long)
-    for step in range(6):
-        tokens = torch.randint(4, TARGET_PIECES, (len(history),))
-        history = torch.cat([history, tokens[:, None]], 1)
-        whole = all_logits(model, source.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0), history)
-        assert_close(state.step(tokens), whole[:, -1], rtol=0, atol=1e-10)
-        first = torch.arange(len(source)).repeat_interleave(beams) * beams
-        parents = first + torch.randint(beams, (len(first),))
-        state.reorder(parents)
-        history = history[parents]
-        if step == 2:
-            kept = torch.tensor([0, 2])
-            state.keep(kept)
-            source, mask, history = source[kept], mask[kept], history.view(3, beams, -1)[kept].flatten(0, 1)
-
-
 @pytest.mark.parametrize(
     "block",
     [
@@ -315,7 +296,7 @@ def check_steps_equal_the_whole(model: TranslationModel) -> None:
 )
 @torch.inference_mode()
 def test_decoding_step_by_step_equals_the_whole_at_every_step(block):
-    check_steps_equal_the_whole(new_model(**block).eval())
+    check_steps(new_model(**block).eval())
 
 
 def nobody_is_reordered(monkeypatch):
@@ -370,4 +351,4 @@ def memory_without_mask(monkeypatch):
 def test_the_check_fails_where_a_step_goes_wrong(breakage, monkeypatch):
     breakage(monkeypatch)
     with pytest.raises(AssertionError):
-        check_steps_equal_the_whole(new_model().eval())
+        check_steps(new_model().eval())
