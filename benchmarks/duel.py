@@ -20,9 +20,9 @@ from typing import Any, Literal, Self
 
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.result import Entry, Result
+from recipes.inspection.flops import flop_counter
 from recipes.processes import use_machine
 from recipes.tracking import console
 
@@ -164,7 +164,7 @@ def serve(connection: Connection, contender: Contender, warmup: int, steps: int)
                     units = sum(step() for _ in range(steps))
                     answer = units, time.perf_counter() - began
                 case "flops":
-                    with FlopCounterMode(display=False) as counter:
+                    with flop_counter() as counter:
                         units = step()
                     answer = counter.get_total_flops() / units
                 case "output":

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.result import command, machine, versions
 from benchmarks.tables import Sheet
 from recipes.config import launch
+from recipes.inspection.flops import flop_counter
 from recipes.processes import use_machine
 from transformer_core import BlockConfig, Encoder, FactoredLogits, linear_cross_entropy
 
@@ -142,7 +142,7 @@ def measure(axis: Axis, rounds: int) -> Curve:
     steps = [make_step(axis, size) for size in SIZES[axis]]
     flops: list[float] = []
     for step in steps:
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             step()  # which also warms up
         flops.append(counter.get_total_flops())
     seconds: list[list[float]] = [[] for _ in steps]
@@ -226,7 +226,7 @@ def run_process(rank: int, size: int, rounds: int, folder: str) -> None:
     use_machine(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     step = make_step("processes", size)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         step()
     seconds: list[float] = []
     for _ in range(rounds):

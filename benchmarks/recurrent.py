@@ -4,12 +4,12 @@
     python -m benchmarks.recurrent --minutes 10 --models '[transformer, recurrent_attention]'
 
 The Transformer is that of the recipe, by default of the embedded corpus. The others are recipes/variants/recurrent_*,
-with the width that gives as many weights. Each first makes some updates to be timed; then it trains afresh for as many
-as fit into the time, so that its learning rate ends where the time does. Each lives in a process of its own.
+with the width that gives as many weights. Each trains in a process of its own until its time is up; the learning rate
+falls with the root of the updates, so that it need not know how many there will be. Times are those of the wall, so
+that a machine that others use as well favours those whose minutes are quieter.
 """
 
 import json
-import math
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
@@ -26,7 +27,7 @@ import recipes
 from benchmarks.result import command, machine, versions
 from benchmarks.tables import Sheet
 from recipes.config import launch, load_config
-from recipes.ladder import finish
+from recipes.evaluation import evaluate
 from recipes.loop import train
 from recipes.tracking import number
 from recipes.train_config import TrainConfig
@@ -54,8 +55,8 @@ TITLES: dict[ModelName, str] = {
 }
 TOLERANCE = 0.05
 """By how much the number of weights may differ from the Transformer's, as a share of it."""
-TRIAL = 30
-"""Updates that are made to be timed."""
+ENDLESS = 10**6
+"""Updates that nobody makes in the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,30 +96,29 @@ class Trained:
     """Share of the sentences of the test part that are translated exactly as their reference."""
 
 
-class Enough(Exception):
-    """A trial has made its updates."""
+class TimeIsUp(Exception):
+    """A model has trained for its time."""
 
 
 class TimedTranslation(Task):
-    """Translation that notes when its updates began."""
+    """Translation that ends training when the time is up, from the first update on."""
 
-    def __init__(self, recipe: Translation, *, limit: float) -> None:
+    def __init__(self, recipe: Translation, seconds: float) -> None:
         super().__init__(recipe.data, recipe.model, recipe.loss, recipe.search, recipe.scores)
-        self.limit, self.tokens = limit, 0
-        self.began: list[float] = []
+        self.limit, self.seconds, self.updates, self.tokens = seconds, 0.0, 0, 0
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """Note the time and the tokens; raise Enough after `limit` calls."""
-        if len(self.began) == self.limit:
-            raise Enough
-        self.began.append(time.perf_counter())
+        """Begin an update, or raise TimeIsUp and leave the model that was trained in `trained`."""
+        now = time.perf_counter()
+        if not self.updates:
+            self.began = now
+        self.seconds = now - self.began
+        if self.seconds >= self.limit:
+            self.trained = model
+            raise TimeIsUp
+        self.updates += 1
         self.tokens += self.targets(batch)
         return super().loss(model, batch)
-
-    def seconds(self, skip: int = 0) -> float:
-        """Return how long updates took after the first `skip`; the last counts as long as the mean of the others."""
-        began = self.began[skip:]
-        return (began[-1] - began[0]) * len(began) / (len(began) - 1)
 
 
 def main(recipe: Recipe) -> None:
@@ -183,69 +183,57 @@ def count(config: TranslationConfig, vocabulary: int) -> int:
 
 
 def train_for(recipe: Recipe, name: ModelName, config: TranslationConfig, folder: Path) -> Trained:
-    """Time some updates, then train for as many as the time holds."""
+    """Train a model for its time, and score it, in a process of its own."""
     given = Translation(
         data=recipe.data,
         model=config,
         loss=recipe.loss,
         search=recipe.search,
         scores=recipe.scores,
-        train=recipe.train,
+        train=endless(recipe.train, folder),
     )
-    trial = run(replace(given, train=for_steps(recipe.train, recipe.train.steps, folder / "trial")), limit=TRIAL)
-    steps = max(2, round(recipe.minutes * 60 / trial["pace"]))
-    result = run(replace(given, train=for_steps(recipe.train, steps, folder / "run")))
-    report = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))["results"]["last"]
-    scored = report.get("test", report["valid"])
+    spawn(run, (given, recipe.minutes * 60), nprocs=1)
+    found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     return Trained(
         name=name,
         dim=config.block.dim if config.kind == "transformer" else config.recurrent.dim,
         parameters=count(config, recipe.data.vocabulary.size),
-        updates=steps,
-        seconds=result["seconds"],
-        tokens=int(result["tokens"]),
-        valid_loss=report["valid"]["loss"],
-        bleu=scored["bleu"],
-        exact=scored["exact"],
+        **found,
     )
 
 
-def for_steps(config: TrainConfig, steps: int, folder: Path) -> TrainConfig:
-    """Return the settings for a run of so many updates, scored at its end."""
+def endless(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Return the settings of a run that is not validated, saved or at its end before its time is up."""
     return replace(
         config,
         out=str(folder),
-        steps=steps,
-        warmup=min(config.warmup, steps // 10),
-        evaluate_every=steps,
-        save_every=steps,
+        schedule="inverse_sqrt",
+        steps=ENDLESS,
+        evaluate_every=ENDLESS,
+        save_every=ENDLESS,
         average=0,
         tensorboard=False,
     )
 
 
-def run(recipe: Translation, *, limit: float = math.inf) -> dict[str, float]:
-    """Train in a process of its own, and score unless that ends after `limit` updates; return what was noted."""
-    spawn(run_process, (recipe, limit), nprocs=1)
-    return json.loads(Path(recipe.train.out, "timed.json").read_text(encoding="utf-8"))
-
-
-def run_process(rank: int, recipe: Translation, limit: float) -> None:
-    """Be that process."""
-    task = TimedTranslation(recipe, limit=limit)
+def run(rank: int, recipe: Translation, seconds: float) -> None:
+    """Be the process of a model; leave what was found in the run folder."""
+    task = TimedTranslation(recipe, seconds)
     try:
-        trained = train(task, recipe.train, recipe)
-        splits: list[Split] = ["valid", "test"] if "test" in task.pairs.splits else ["valid"]
-        finish(task, trained, recipe.train, recipe.expected, splits)
-    except Enough:
+        train(task, recipe.train, recipe)
+    except TimeIsUp:
         pass
-    skip = len(task.began) // 3  # the first ones warm up
-    noted = {
-        "pace": task.seconds(skip) / (len(task.began) - skip),
-        "seconds": task.seconds(),
+    splits: list[Split] = ["valid", "test"] if "test" in task.pairs.splits else ["valid"]
+    scores = {split: evaluate(task, task.trained, split, Accelerator())[0] for split in splits}
+    found = {
+        "updates": task.updates,
+        "seconds": task.seconds,
         "tokens": task.tokens,
+        "valid_loss": scores["valid"]["loss"],
+        "bleu": scores[splits[-1]]["bleu"],
+        "exact": scores[splits[-1]]["exact"],
     }
-    Path(recipe.train.out, "timed.json").write_text(json.dumps(noted), encoding="utf-8")
+    Path(recipe.train.out, "found.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def make_sheet(recipe: Recipe, found: Sequence[Trained]) -> Sheet:
@@ -268,9 +256,7 @@ def make_sheet(recipe: Recipe, found: Sequence[Trained]) -> Sheet:
     facts = machine()
     note = (
         f"`{command()}`. {facts['processor']}, {facts['cores']} cores, torch {torch.__version__}. Same data, optimizer "
-    )
-    note += (
-        f"and learning rate, {recipe.train.lr:g}; the final weights, scored on the test part, the loss on the other."
+        f"and learning rate, {recipe.train.lr:g} at its peak; scored on the test part, the loss on the validation part."
     )
     return Sheet("Recurrent models and the Transformer, trained for the same time", head, rows, [note])
 

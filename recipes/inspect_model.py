@@ -44,6 +44,8 @@ class Recipe:
     """Pieces of a sentence with its mark, on both sides."""
     classes: int = 1000
     """Classes of images, which otherwise the data say."""
+    characters: int = 100
+    """Characters and marks that a reader of text knows, which otherwise the data say."""
     depth: int = 3
     """Names of a layer in the table, as in encoder.blocks.0; more show its parts."""
     memory_gb: float = 0.0
@@ -57,7 +59,7 @@ class Recipe:
         for name in ("batch", "memory_gb", "throughput", "examples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: choose 0 or more.")
-        for name in ("length", "classes", "depth"):
+        for name in ("length", "classes", "characters", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: choose 1 or more.")
 
@@ -65,7 +67,8 @@ class Recipe:
 def main(recipe: Recipe, settings: Sequence[str] = ()) -> None:
     """Print all tables; `settings` are flags of the recipe that is inspected."""
     paths = [find(name) for name in recipe.recipe.split(",")]
-    subject = read_subject(paths, settings, length=recipe.length, classes=recipe.classes)
+    sizes = {"length": recipe.length, "classes": recipe.classes, "characters": recipe.characters}
+    subject = read_subject(paths, settings, **sizes)
     batch = recipe.batch or subject.examples
     console = Console()
     found = layers(subject, batch, depth=recipe.depth)
@@ -158,7 +161,7 @@ def lines(subject: Subject, recipe: Recipe, batch: int, step: Flops) -> list[str
     unit, kind = subject.task.unit, _examples(subject)
     if recipe.memory_gb:
         largest = largest_batch(recipe.memory_gb * GB, lambda size: _peak(subject, size, recipe.device), batch)
-        tokens = f", {largest * subject.units:,} tokens a side" if subject.units > 1 else ""
+        tokens = f", {largest * subject.units:,} {unit} of target" if subject.units > 1 else ""
         said.append(
             f"largest micro-batch in {recipe.memory_gb:g} GB, {config.precision}: {largest:,} {kind}{tokens}; what a "
             "driver keeps for itself and gaps between blocks come on top"
@@ -180,7 +183,7 @@ def _peak(subject: Subject, examples: int, device: Device) -> int:
 
 
 def _examples(subject: Subject) -> str:
-    return "images" if subject.task.unit == "images" else "sentence pairs"
+    return "sentence pairs" if subject.task.unit == "tokens" else "images"
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -85,10 +85,11 @@ def _keep_memory() -> bool:
 
 
 def _multiply_by_one_dnn() -> bool:
-    """Let oneDNN multiply float32 where it does not round.
+    """Let oneDNN multiply float32 where it does not round; say whether PyTorch follows.
 
     It is only asked for as a library that may round to bfloat16, which it does where the CPU has instructions for that:
-    a product tells. Rounding to float32 errs by 5e-5 here, bfloat16 by 0.2.
+    a product tells. Rounding to float32 errs by 5e-5 here, bfloat16 by 0.2. PyTorch follows where there is AVX-512;
+    elsewhere the wish counts for packed weights alone (`transformer_core.packing`).
     """
     if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():  # the setting is also that of a GPU
         return False
@@ -98,7 +99,7 @@ def _multiply_by_one_dnn() -> bool:
     exact = bool((left @ right - left.double() @ right.double()).abs().amax() < 1e-3)
     if not exact:
         torch.set_float32_matmul_precision(before)
-    return exact
+    return exact and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class StopRequest:

@@ -22,8 +22,8 @@ taken in turns."""
 
 FEW_QUERIES = 16
 """Queries up to which attention without gradients is computed by products on a CPU."""
-FEW_KEYS = 512
-"""Keys up to which attention in bfloat16 with gradients is."""
+FEW_KEYS = {torch.float32: 48, torch.bfloat16: 512}
+"""Keys up to which attention with gradients is, by the type of its numbers."""
 
 
 def attention(
@@ -119,12 +119,13 @@ def _better_by_products(query: Tensor, key: Tensor, dropout: float) -> bool:
     """Say whether matrix products are quicker than the fused kernel, which only happens on CPUs.
 
     That kernel is made for long sequences: in bfloat16 with its backward pass it takes 15 times as long for 16 tokens,
-    2.6 times for 197 and 1.7 times for 512 (torch 2.15, Xeon with AMX). With dropout PyTorch does not use it at all.
+    2.6 times for 197 and 1.7 times for 512 (torch 2.15, Xeon with AMX); in float32 1.75 times for 15, as long for 64
+    (torch 2.14, EPYC with AVX2). With dropout PyTorch does not use it at all.
     """
     if query.device.type != "cpu":
         return False
     if torch.is_grad_enabled() and query.requires_grad:
-        return dropout > 0 or (query.dtype == torch.bfloat16 and key.size(-2) <= FEW_KEYS)
+        return dropout > 0 or key.size(-2) <= FEW_KEYS.get(query.dtype, 0)
     return dropout > 0 or query.size(-2) <= FEW_QUERIES
 
 

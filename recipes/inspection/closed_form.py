@@ -14,6 +14,7 @@ from transformer_core import BlockConfig
 
 if TYPE_CHECKING:  # a task is imported only if a recipe is its own, because each takes seconds
     from tasks.image_classification.model import ImageModelConfig
+    from tasks.text_recognition.model import ReaderConfig
     from tasks.translation.model import TranslationConfig
 
 
@@ -53,6 +54,30 @@ def translation(config: "TranslationConfig", vocabulary: int, batch: int, length
     linear += (encoder + decoder) * _feed_forward_flops(block, tokens)
     products = attentions * _product_flops(dim, tokens, length)
     return parameters, Flops(0, products, linear, 2 * tokens * dim * vocabulary)
+
+
+def recognition(
+    config: "ReaderConfig", characters: int, channels: int, size: tuple[int, int], batch: int, length: int
+) -> tuple[int, Flops]:
+    """Return parameters and forward FLOPs of a reader of lines, whose decoder looks at the patches of an image."""
+    block, pixels = config.block, math.prod(config.patch_size) * channels
+    dim, encoder, decoder = block.dim, config.encoder_depth, config.decoder_depth
+    patches = batch * math.prod(side // patch for side, patch in zip(size, config.patch_size, strict=True))
+    tokens = batch * length
+    parameters = (
+        (pixels + 1) * dim
+        + (encoder + 2 * decoder) * _attention_parameters(dim)
+        + (encoder + decoder) * _feed_forward_parameters(block)
+        + (2 * encoder + 3 * decoder + 2 * (block.order == "pre")) * 2 * dim
+        + characters * dim
+        + block.max_length * dim * (block.position == "learned")
+    )
+    linear = encoder * (_projection_flops(dim, patches, patches) + _feed_forward_flops(block, patches))
+    linear += decoder * (_projection_flops(dim, tokens, tokens) + _projection_flops(dim, tokens, patches))
+    linear += decoder * _feed_forward_flops(block, tokens)
+    products = encoder * _product_flops(dim, patches, patches // batch)
+    products += decoder * (_product_flops(dim, tokens, length) + _product_flops(dim, tokens, patches // batch))
+    return parameters, Flops(2 * patches * pixels * dim, products, linear, 2 * tokens * dim * characters)
 
 
 def vit(config: "ImageModelConfig", classes: int, channels: int, batch: int) -> tuple[int, Flops]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from recipes.inspection.closed_form import Flops
 from recipes.inspection.dry_run import Device, dry_run
@@ -18,11 +18,28 @@ PRODUCTS = ("attention", "bmm", "baddbmm")
 """Parts of the names of operations of which attention is made; all other products are of a weight."""
 
 
+def flop_counter() -> FlopCounterMode:
+    """Return PyTorch's counter, which knows the fused attention of CPUs only from 2.15 on, and is told of it here."""
+
+    def forward(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kw: Any) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    aten = torch.ops.aten
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
+
+
 def forward_flops(subject: Subject, examples: int, device: Device) -> Flops:
     """Count an evaluation of a batch."""
     with dry_run(device), torch.no_grad():
         model = subject.model.eval()
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             subject.forward(model, subject.batch(examples))
     return _forward(counter.get_flop_counts(), type(model).__name__, subject)
 
@@ -34,10 +51,10 @@ def training_flops(subject: Subject, examples: int, device: Device) -> Flops:
     """
     with dry_run(device):
         model = as_trained(subject, subject.model)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             total = subject.task.loss(model, subject.batch(examples)).total
         ahead = counter.get_flop_counts()
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             total.backward()
         back = Counter(counter.get_flop_counts()["Global"])
     name = type(model).__name__

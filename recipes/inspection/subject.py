@@ -12,13 +12,17 @@ import yaml
 from torch import Tensor, nn
 
 from recipes.config import read
-from recipes.inspection.closed_form import Flops, swin, translation, vit
+from recipes.inspection.closed_form import Flops, recognition, swin, translation, vit
 from recipes.inspection.dry_run import dry_run
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
 from tasks.task import Task
 
 SIGNS = {
+    "recognition": (
+        *("data.text", "data.dataset", "data.fonts", "data.test_fonts", "data.lines", "data.longest", "data.size"),
+        "model.patch_size",
+    ),
     "translation": (
         *("data.source", "data.target", "data.vocabulary", "data.tokens", "data.filter", "search", "scores"),
         *("model.encoder_depth", "model.decoder_depth", "model.tie", "loss.r_drop"),
@@ -28,8 +32,9 @@ SIGNS = {
         *("model.vit", "model.swin", "model.image_size"),
     ),
 }
-"""Settings by which a recipe is known to belong to train_translation or to train_images; neither program is imported
-before that is known, because each takes seconds."""
+"""Beginnings of settings by which a recipe is known to belong to train_recognition, train_translation or train_images;
+none of them is imported before that is known, because each takes seconds. Recognition, which shares settings with both
+others, is known by one of its own."""
 
 
 class Subject(NamedTuple):
@@ -49,7 +54,7 @@ class Subject(NamedTuple):
     examples: int
     """Examples of a micro-batch of the recipe."""
     units: int
-    """What one example holds of what throughput is counted in: target tokens, or 1 image."""
+    """What one example holds of what throughput is counted in: target tokens, characters, or 1 image."""
     parts: Mapping[str, str]
     """Part of the model by the first name of a module."""
     before: Sequence[str]
@@ -64,7 +69,9 @@ class Subject(NamedTuple):
     """What was assumed because the data would have said it."""
 
 
-def read_subject(paths: Sequence[Path], settings: Sequence[str], *, length: int, classes: int) -> Subject:
+def read_subject(
+    paths: Sequence[Path], settings: Sequence[str], *, length: int, classes: int, characters: int
+) -> Subject:
     """Read recipes from left to right, then settings as flags, and return what they describe.
 
     Raises InputError for settings that cannot be used, and where it cannot be told which program they are for.
@@ -72,6 +79,7 @@ def read_subject(paths: Sequence[Path], settings: Sequence[str], *, length: int,
     arguments = [*(f"--config={path}" for path in paths), *settings]
     keys = {key for path in paths for key in _keys(path)} | {flag.removeprefix("--") for flag in settings}
     found = [kind for kind, signs in SIGNS.items() if any(key.startswith(signs) for key in keys)]
+    found = found[:1] if "recognition" in found else found
     if len(found) != 1:
         names = ", ".join(map(str, paths))
         raise InputError(
@@ -79,7 +87,13 @@ def read_subject(paths: Sequence[Path], settings: Sequence[str], *, length: int,
             "setting that one of them alone has, such as --model.encoder_depth 6 or --model.vit.depth 12."
         )
     try:
-        return _translation(arguments, length) if found == ["translation"] else _images(arguments, classes)
+        match found[0]:
+            case "recognition":
+                return _recognition(arguments, characters)
+            case "translation":
+                return _translation(arguments, length)
+            case _:
+                return _images(arguments, classes)
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -171,4 +185,40 @@ def _images(arguments: Sequence[str], classes: int) -> Subject:
         logits=lambda examples: {},
         closed_form=lambda examples: formula(recipe.model, classes, channels, examples),
         said=f"{classes:,} classes (--classes), images of {size[0]} x {size[1]} pixels",
+    )
+
+
+def _recognition(arguments: Sequence[str], characters: int) -> Subject:
+    program, tasks = import_module("recipes.train_recognition"), import_module("tasks.text_recognition.task")
+    loss = import_module("transformer_core.loss")
+    recipe = read(program.Recipe, arguments)
+    task = tasks.TextRecognition(recipe.data, recipe.model, recipe.search, [])
+    task.names = range(characters)
+    length, channels, size = recipe.data.longest + 1, recipe.data.channels, recipe.data.size
+
+    def batch(examples: int) -> Any:
+        images = torch.zeros(examples, channels, *size, dtype=torch.uint8)
+        target, places = torch.zeros(examples, length, dtype=torch.int64), torch.arange(examples * length)
+        return tasks.Batch(list(range(examples)), [""] * examples, images, target, places, torch.zeros_like(places))
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        factors = loss.FactoredLogits(*model(batch.images, batch.target, batch.positions))
+        return loss.log_likelihood(factors, batch.labels)
+
+    return Subject(
+        task=task,
+        model=_shapes_of(task),
+        recompute=recipe.model.block.recompute,
+        train=recipe.train,
+        batch=batch,
+        forward=forward,
+        examples=recipe.data.batch,
+        units=length,
+        parts={},
+        before=["patches"],
+        after=[],
+        logits=lambda examples: {"output": (examples * length, characters)},
+        closed_form=lambda examples: recognition(recipe.model, characters, channels, size, examples, length),
+        said=f"{characters:,} characters (--characters), lines of {length} with their mark (--data.longest), images "
+        f"of {size[0]} x {size[1]} pixels",
     )

@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from recipes import inspect_model
 from recipes.config import launch, read
-from recipes.inspection.flops import forward_flops, training_flops
+from recipes.inspection.flops import flop_counter, forward_flops, training_flops
 from recipes.inspection.layers import layers
 from recipes.inspection.memory import as_trained, inference, largest_batch, training
 from recipes.inspection.subject import Subject, read_subject
 from tasks.errors import InputError
+from tasks.text_recognition.model import Reader
 from transformer_core.windows import region_mask
 
 TRANSLATION = """
@@ -29,15 +29,21 @@ SWIN = """
     --model.kind swin --model.swin.depths [2,2] --model.image_size [96,96] --model.swin.window [6,6]
     --model.block.position relative --model.block.dim 48 --model.block.num_heads 3 --model.block.hidden_dim 192
 """.split()
-MODELS = pytest.mark.parametrize("settings", [TRANSLATION, VIT, SWIN], ids=["translation", "vit", "swin"])
+RECOGNITION = """
+    --data.longest 20 --data.size [32,128] --model.patch_size [32,4] --model.block.dim 96 --model.block.num_heads 4
+    --model.block.hidden_dim 384 --model.encoder_depth 3 --model.decoder_depth 2 --model.block.dropout 0
+""".split()
+MODELS = pytest.mark.parametrize(
+    "settings", [TRANSLATION, VIT, SWIN, RECOGNITION], ids=["translation", "vit", "swin", "recognition"]
+)
 
 
 def subject(settings: list[str], *more: str, length: int = 29) -> Subject:
-    return read_subject([], [*settings, *more], length=length, classes=37)
+    return read_subject([], [*settings, *more], length=length, classes=37, characters=90)
 
 
 def counted(run) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run()
     return counter.get_total_flops()
 
@@ -79,7 +85,7 @@ def test_a_training_step_takes_three_forward_passes_and_a_fourth_where_blocks_ar
 )
 def test_parameters_are_those_of_the_formula_and_published(name, published):
     flags = ["--data.vocabulary.size", "37000"] if name in ("base", "big") else []
-    given = read_subject([inspect_model.find(name)], flags, length=8, classes=1000)
+    given = read_subject([inspect_model.find(name)], flags, length=8, classes=1000, characters=90)
     number = sum(layer.parameters for layer in layers(given, 1, depth=3))
     assert number == given.closed_form(1)[0]
     assert number == pytest.approx(published, rel=1e-9 if isinstance(published, int) else 0.04)
@@ -216,6 +222,15 @@ def test_the_program_prints_all_and_takes_settings_of_the_recipe(capsys, tmp_pat
     assert "largest micro-batch in 0.1 GB" in shown
 
 
+def test_a_reader_of_text_is_known_by_its_own_settings_and_counted_like_the_real_one():
+    given = read_subject([inspect_model.find("recognition")], [], length=8, classes=10, characters=90)
+    assert given.task.unit == "characters" and given.units == 25
+    number = sum(layer.parameters for layer in layers(given, 1, depth=3))
+    assert number == given.closed_form(1)[0]
+    real = Reader(given.task.model, 90, channels=1, size=(32, 256))
+    assert number == sum(weight.numel() for weight in real.parameters())
+
+
 def test_an_unknown_recipe_is_one_line_with_the_nearest(capsys):
     with pytest.raises(SystemExit) as left:
         launch(inspect_model.Recipe, inspect_model.main, ["--recipe", "wmt14_en_de_bag"])
@@ -228,11 +243,11 @@ def test_a_recipe_of_no_program_is_refused(tmp_path):
     path = tmp_path / "some.yaml"
     path.write_text("train: {steps: 10}\n")
     with pytest.raises(InputError, match="train_translation or train_images"):
-        read_subject([path], [], length=8, classes=10)
+        read_subject([path], [], length=8, classes=10, characters=90)
     with pytest.raises(InputError, match="choose 1 or more"):
         read(inspect_model.Recipe, ["--recipe", "big", "--length", "0"])
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("presets/*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_is_known(path):
-    assert read_subject([path], [], length=8, classes=10).task.unit in ("tokens", "images")
+    assert read_subject([path], [], length=8, classes=10, characters=90).task.unit in ("tokens", "images")
