@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from benchmarks.duel import Contender, DuelConfig, duel
+from benchmarks.duel import DuelConfig, duel, in_all_settings
 from benchmarks.peers import text
 from benchmarks.tables import publish
 from recipes.config import launch
@@ -51,17 +51,8 @@ def main(recipe: Recipe) -> None:
     if recipe.model.tie != "all":
         raise InputError("the peers share one matrix between all embeddings and the output: give --model.tie all.")
     work = read_work(recipe)
-    contenders = [
-        Contender(name=name, needs=needs, make=make, arguments=(work,), setting=setting, ours=make is text.ours)
-        for setting in recipe.duel.settings
-        for name, needs, make in (
-            ("transformer_core", "", text.ours),
-            ("torch.nn.Transformer", "", text.torch_transformer),
-            ("transformers", "transformers", text.transformers),
-            ("x-transformers", "x_transformers", text.x_transformers),
-            ("JoeyNMT", "joeynmt", text.joeynmt),
-        )
-    ]
+    needs = {name: package for name, (package, _) in text.PEERS.items()}
+    contenders = in_all_settings(needs, text.training, work, recipe.duel)
     block, depth = recipe.model.block, recipe.model.encoder_depth
     title = f"Training step, translation, d {block.dim}, {depth} + {recipe.model.decoder_depth} blocks"
     publish(duel(title, "tokens", contenders, recipe.duel), recipe.duel.out, f"training_text_{recipe.shape}")

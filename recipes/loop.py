@@ -199,7 +199,10 @@ def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tup
     bare = task.build().to(accelerator.device)
     optimizer = make_optimizer(bare, config, task.rate_factors(bare))
     average = MovingAverage(bare, config.ema) if config.ema else None
-    model = cast(nn.Module, torch.compile(bare, dynamic=True)) if config.compile else bare
+    model = bare
+    if config.compile:
+        mode = "reduce-overhead" if config.cuda_graphs else None
+        model = cast(nn.Module, torch.compile(bare, dynamic=not config.cuda_graphs, mode=mode))
     return State(bare, optimizer, average), accelerator.prepare_model(model)
 
 

@@ -66,6 +66,8 @@ class TrainConfig:
     """Updates that may be left out because a gradient was not finite, before the run stops."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    cuda_graphs: bool = False
+    """Record what a compiled model asks of a GPU and replay it: for inputs of one shape, such as images."""
     tensorboard: bool = True
     """Log to TensorBoard in the run folder, beside metrics.jsonl."""
     start_from: str = ""
@@ -98,5 +100,7 @@ class TrainConfig:
                 f"--train.average {self.average} needs as many checkpoints, and --train.keep_{self.average_of} {kept} "
                 "keeps fewer: raise it."
             )
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("--train.cuda_graphs records a compiled model: add --train.compile.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"--train.ema {self.ema} is a decay: choose 0 or more, and less than 1.")

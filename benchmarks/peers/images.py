@@ -42,6 +42,8 @@ class ImageWork:
     batch: int
     """Images of a step."""
     classes: int = 1000
+    recompute: bool = False
+    """Whether ours computes the activations of its blocks again in the backward pass."""
 
     def images(self) -> Tensor:
         """Return (batch, 3, size, size) noise, the same for everybody."""
@@ -65,6 +67,7 @@ def ours(work: ImageWork) -> nn.Module:
             order="pre",
             norm_eps=1e-6,
             dropout=0.0,
+            recompute=work.recompute,
         ),
         vit=VitConfig(depth=work.depth, patch_size=(work.patch, work.patch)),
     )

@@ -15,6 +15,7 @@ differs:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
@@ -246,3 +247,18 @@ def joeynmt(setting: Setting, work: TextWork) -> Step:
         return total
 
     return work.step(setting, model, loss)
+
+
+PEERS: dict[str, tuple[str, Callable[[Setting, TextWork], Step]]] = {
+    "transformer_core": ("", ours),
+    "torch.nn.Transformer": ("", torch_transformer),
+    "transformers": ("transformers", transformers),
+    "x-transformers": ("x_transformers", x_transformers),
+    "JoeyNMT": ("joeynmt", joeynmt),
+}
+"""The package that each needs, and what makes its update."""
+
+
+def training(setting: Setting, name: str, work: TextWork) -> Step:
+    """Return the update of a model."""
+    return PEERS[name][1](setting, work)

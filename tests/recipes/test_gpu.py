@@ -1,10 +1,13 @@
 """What only a GPU can show: no waiting inside an update, and the kernel that attention takes."""
 
+import json
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from recipes import loop
+from recipes import image_runs, loop, train_images
+from recipes.config import launch
 from recipes.reverse import Recipe, Reverse, Strings
 from recipes.train_config import TrainConfig
 from transformer_core import BlockConfig, Cosine, DotProduct, GaussianKernel, ScaledDotProduct, attention
@@ -40,3 +43,16 @@ def test_what_factors_takes_the_flash_kernel(score, causal):
     score = score.to("cuda")
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where that kernel cannot be taken
         assert attention(query, key, value, score=score, causal=causal).shape == query.shape
+
+
+def test_replayed_graphs_have_the_losses_of_a_plain_run(tmp_path):
+    settings = "--config=recipes/embedded_digits.yaml --train.steps=6 --train.warmup=2 --train.log_every=1".split()
+    settings += ["--train.tensorboard=false", "--expected.metric="]
+    settings += ["--model.block.dropout=0", "--model.block.drop_path=0"]
+    losses = []
+    for name, flags in {"plain": [], "graphs": ["--train.compile=true", "--train.cuda_graphs=true"]}.items():
+        folder = tmp_path / name
+        launch(image_runs.Recipe, train_images.main, [*settings, f"--train.out={folder}", *flags])
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-3)

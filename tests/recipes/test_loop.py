@@ -466,6 +466,7 @@ def test_a_metric_to_monitor_that_is_not_reported_is_named_with_those_that_are(t
         ({"average": 3, "keep_last": 2}, "--train.average 3 needs as many checkpoints, and --train.keep_last 2"),
         ({"average": 3, "average_of": "best"}, "--train.keep_best 1 keeps fewer"),
         ({"ema": 1.0}, "--train.ema 1.0 is a decay"),
+        ({"cuda_graphs": True}, "--train.cuda_graphs records a compiled model: add --train.compile"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(settings, message):
@@ -492,3 +493,12 @@ def test_a_compiled_model_has_the_losses_of_a_plain_one(tmp_path, backend):
     assert compiled.metrics("train/loss") == pytest.approx(plain.metrics("train/loss"), rel=1e-5)
     assert compiled.metrics("valid/exact") == plain.metrics("valid/exact")
     assert largest_difference(compiled.saved(2), plain.saved(2)) < 1e-4
+
+
+def test_graphs_are_recorded_of_one_shape_and_only_where_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **how: asked.append(how) or model)
+    plain = Toy(tmp_path / "plain", steps=2, compile=True).train()
+    graphs = Toy(tmp_path / "graphs", steps=2, compile=True, cuda_graphs=True).train()
+    assert asked == [{"dynamic": True, "mode": None}, {"dynamic": False, "mode": "reduce-overhead"}]
+    assert largest_difference(plain.saved(2), graphs.saved(2)) == 0

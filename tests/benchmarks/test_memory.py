@@ -1,0 +1,50 @@
+import pytest
+
+from benchmarks import memory
+from benchmarks.duel import Failed
+from benchmarks.memory import GB, RECOMPUTE, Recipe
+from recipes.config import read
+from tasks.errors import InputError
+
+
+def test_the_line_through_two_batches_says_what_fits_and_that_is_run(monkeypatch):
+    asked = []
+
+    def peak(recipe, name, size):
+        asked.append(size)
+        return 100 * 2**20 + size * 3 * 2**20
+
+    monkeypatch.setattr(memory, "peak", peak)
+    found = memory.fit(Recipe(memory_gb=1.0), "timm")
+    assert (found.each, found.fixed) == (3 * 2**20, 100 * 2**20)
+    assert found.largest == (1024 - 100) // 3 and found.peak <= GB < peak(None, "", found.largest + 1)
+    assert asked[:3] == [*memory.SIZES["images"], found.largest]
+    assert memory.fit(Recipe(memory_gb=0.05), "timm").largest == 0
+
+
+@pytest.mark.parametrize("task", ["images", "text"])
+def test_recomputed_blocks_take_less_memory_for_each_example(task):
+    recipe = Recipe(task=task)
+    sizes = memory.SIZES[task]
+    plain, again = (
+        [memory.peak(recipe, f"transformer_core{kind}", size) for size in sizes] for kind in ("", RECOMPUTE)
+    )
+    assert again[1] - again[0] < 0.95 * (plain[1] - plain[0])
+
+
+def test_who_is_missing_is_told_and_left_out(monkeypatch, tmp_path):
+    def fit(recipe, name):
+        if name == "timm":
+            raise Failed("ModuleNotFoundError: No module named 'timm'\nTraceback …")
+        return memory.Fit(name, 2**20, 2**28, 700 if RECOMPUTE in name else 500, 2**29)
+
+    monkeypatch.setattr(memory, "fit", fit)
+    memory.main(Recipe(out=str(tmp_path)))
+    lines = (tmp_path / "memory_images.md").read_text().splitlines()
+    assert lines[4].startswith("| transformer_core, recompute | 1.00 | 256 | 700 | 512 |")
+    assert "Left out: timm (ModuleNotFoundError: No module named 'timm')." in lines
+
+
+def test_no_memory_is_refused():
+    with pytest.raises(InputError, match="--memory_gb 0.0: give some memory"):
+        read(Recipe, ["--memory_gb", "0"])
