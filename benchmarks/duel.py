@@ -231,12 +231,13 @@ def seated(
     largest of those before it. A league begins only where there is room for all of it.
     """
     held, largest, league = 0.0, 0.0, None
-    for place, contender in enumerate((*LIMITS, *waiting.copy())):
+    limits = [limit for limit in LIMITS if limit.setting == "plain" or limit.setting in config.settings]
+    for place, contender in enumerate((*limits, *waiting.copy())):
         fellows = sum(league_of(other) == league_of(contender) for other in waiting)
         needed = largest * (1 if league_of(contender) == league else fellows)
-        if place > len(LIMITS) and held + needed > budget:
+        if place > len(limits) and held + needed > budget:
             return
-        if place >= len(LIMITS):
+        if place >= len(limits):
             waiting.pop(0)
             league = league_of(contender)
         worker = stack.enter_context(Worker(contender, warmup=config.warmup, steps=config.steps))

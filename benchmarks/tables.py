@@ -82,9 +82,10 @@ def _notes(result: Result) -> list[str]:
         + "."
     ]
     if result.limits:
+        narrow = f", {limits['bf16']} in bf16" if limits["bf16"] else ""
         lines.append(
-            f"Medians of {turns} turns. Matrix products in the same run: {limits['plain']} GFLOP/s in float32, "
-            f"{limits['bf16']} in bf16, by processes of {result.limits[0].peak / 2**20:,.0f} MB."
+            f"Medians of {turns} turns. Matrix products in the same run: {limits['plain']} GFLOP/s in float32{narrow}, "
+            f"by processes of {result.limits[0].peak / 2**20:,.0f} MB."
             + (f" One of the {result.unit} takes {result.flops / 1e9:.3g} GFLOP." if result.flops else "")
         )
     if result.sittings > 1:
@@ -109,7 +110,7 @@ def write_section(folder: str, results: Path = RESULTS) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{results} has no lines {BEGIN!r} and {END!r} to write between.")
-    tables = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.md"))]
+    tables = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).rglob("*.md"))]
     text = "\n".join(tables)
     results.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
 

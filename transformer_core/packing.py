@@ -16,6 +16,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 TYPICAL_ROWS = 256
 """Rows of input for which oneDNN chooses the layout; any number can be multiplied."""
+WEIGHT_STEPS = 127 if torch.cpu._is_vnni_supported() else 63
+"""Steps from 0 to the largest weight in int8. CPUs without VNNI add products in pairs of 16 bits, where two of 8 and 8 bits
+do not fit."""
 
 
 def pack(model: Model, precision: Precision) -> Model:
@@ -23,16 +26,18 @@ def pack(model: Model, precision: Precision) -> Model:
 
     fp32 rounds as before, or in another order; it is packed for oneDNN where that library has been asked for
     (`torch.backends.mkldnn.matmul.fp32_precision` is "bf16"). bf16 multiplies in bfloat16 and adds up in float32,
-    quickly where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each
-    call likewise (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole
+    quickly where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps (127 on a CPU without
+    VNNI) and the inputs of each call to 255 (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole
     numbers; an output then depends a little on what else is in the batch.
     Weights are shared with `model`: training that goes on is not seen by the packed one.
 
     Raises:
-        ValueError: the model is not on a CPU in float32, or this build of PyTorch has no oneDNN.
+        ValueError: the model is not on a CPU in float32, this build of PyTorch has no oneDNN, or the CPU no bfloat16.
     """
     if not torch.backends.mkldnn.is_available():
         raise ValueError("this build of PyTorch has no oneDNN: use the model as it is.")
+    if precision == "bf16" and not has_bfloat16():
+        raise ValueError("this CPU has no instructions that oneDNN needs for bfloat16: choose precision fp32 or int8.")
     if any(weight.device.type != "cpu" or weight.dtype != torch.float32 for weight in model.parameters()):
         raise ValueError("packing needs a model in float32 on a CPU: move it there first.")
     packed = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
@@ -41,6 +46,11 @@ def pack(model: Model, precision: Precision) -> Model:
             if isinstance(child, Linear):
                 setattr(parent, name, PackedLinear(child, precision))
     return packed.eval()
+
+
+def has_bfloat16() -> bool:
+    """Say whether weights can be packed in bfloat16 on this CPU: it needs AVX-512 or AVX-NE-CONVERT."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class PackedLinear(nn.Module):
@@ -84,7 +94,7 @@ def _pack_bfloat16(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Te
 
 
 def _pack_int8(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+    scales = weight.abs().amax(1).clamp(min=1e-12) / WEIGHT_STEPS
     rounded = (weight / scales[:, None]).round().to(torch.int8)
     packed, zeros = torch.ops.onednn.qlinear_prepack(rounded, None), torch.zeros(len(weight), dtype=torch.int64)
 

@@ -112,11 +112,14 @@ def search(
             break
         if parents is not None:
             state.reorder(parents)
-        count = stopped.count(False)
-        if count < 0.95 * len(stopped):  # in steps, because moving others into their places costs as well
-            last = (i for i in range(count, len(stopped)) if not stopped[i])
-            staying = [next(last) if stopped[i] else i for i in range(count)]
-            leaving = [i for i, stop in enumerate(stopped) if stop]
+        size = batch_size(stopped.count(False))
+        if size < len(stopped):
+            # Those that go on move from behind into the places of the stopped; others stay where they are.
+            free = [i for i in range(size) if stopped[i]]
+            moving = [i for i in range(size, len(stopped)) if not stopped[i]]
+            into = dict(zip(free, moving, strict=False))
+            staying = [into.get(i, i) for i in range(size)]
+            leaving = [*into, *(i for i in range(size, len(stopped)) if stopped[i])]
             found.update(zip([places[i] for i in leaving], frontier.hypotheses(leaving), strict=True))
             kept = torch.tensor(staying, device=device)
             for part in (state, constraints, frontier):
@@ -129,6 +132,14 @@ def search(
     if plain:
         return [[Hypothesis(found[place][0].ids, math.nan, math.nan)] for place in range(sentences)]
     return [found[place] for place in range(sentences)]
+
+
+def batch_size(alive: int) -> int:
+    """Return how many sentences to go on with where so many are alive: few sizes, so that kernels are made for few.
+
+    oneDNN and torch.compile make a kernel for each shape, which takes longer than a step of a small model.
+    """
+    return -(-alive // 16) * 16 if alive > 8 else 1 << (alive - 1).bit_length()
 
 
 def _log_softmax(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:

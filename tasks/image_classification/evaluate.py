@@ -5,22 +5,14 @@ Predictions are gathered over processes first and measured once.
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
 
 BINS = 15
 """Bins of the calibration error, as Guo et al. (2017) take them."""
@@ -73,9 +65,9 @@ def measure(predictions: Sequence[Prediction], classes: Sequence[str]) -> dict[s
     result = {"loss": -float(likelihoods.double().log().mean())}
     for best in (1, 5):
         if best == 1 or count > best:
-            right = multiclass_accuracy(probabilities, labels, count, average="micro", top_k=best)
+            right = _metric("accuracy")(probabilities, labels, count, average="micro", top_k=best)
             result[f"top{best}"] = 100 * float(right)
-    return result | {"ece": 100 * float(multiclass_calibration_error(probabilities, labels, count, n_bins=BINS))}
+    return result | {"ece": 100 * float(_metric("calibration_error")(probabilities, labels, count, n_bins=BINS))}
 
 
 def confusion_matrix(predictions: Sequence[Prediction], classes: Sequence[str]) -> Tensor:
@@ -84,20 +76,20 @@ def confusion_matrix(predictions: Sequence[Prediction], classes: Sequence[str]) 
     Raises ValueError as `measure` does.
     """
     probabilities, labels = _stack(predictions, classes)
-    return multiclass_confusion_matrix(probabilities.argmax(1), labels, len(classes))
+    return _metric("confusion_matrix")(probabilities.argmax(1), labels, len(classes))
 
 
 def class_scores(predictions: Sequence[Prediction], classes: Sequence[str]) -> list[ClassScore]:
     """Return the score of each class, in the order of the classes. Raises ValueError as `measure` does."""
     probabilities, labels = _stack(predictions, classes)
     called, count = probabilities.argmax(1), len(classes)
-    matrix = multiclass_confusion_matrix(called, labels, count)
+    matrix = _metric("confusion_matrix")(called, labels, count)
     images, said, right = matrix.sum(1), matrix.sum(0), matrix.diag()
     mistakes, taken_for = (matrix - right.diag()).max(1)
     columns = [
-        _known(multiclass_precision(called, labels, count, average="none"), said),
-        _known(multiclass_recall(called, labels, count, average="none"), images),
-        _known(multiclass_f1_score(called, labels, count, average="none"), images + said),
+        _known(_metric("precision")(called, labels, count, average="none"), said),
+        _known(_metric("recall")(called, labels, count, average="none"), images),
+        _known(_metric("f1_score")(called, labels, count, average="none"), images + said),
         [classes[wrong] if times else None for wrong, times in zip(taken_for.tolist(), mistakes.tolist(), strict=True)],
     ]
     return list(map(ClassScore, classes, images.tolist(), right.tolist(), *columns, mistakes.tolist()))
@@ -128,7 +120,7 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
     """
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     side = 4 + 0.4 * min(len(classes), NAMED_CLASSES)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = _figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     names = [_short(name) for name in classes] if len(classes) <= NAMED_CLASSES else []
@@ -155,7 +147,7 @@ def draw_mistakes(
         raise ValueError(f"{len(images)} images have {len(predictions)} predictions: give one for each image.")
     columns = max(1, math.ceil(math.sqrt(len(images))))
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    figure = _figure(2.4 * columns, 2.6 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
@@ -165,6 +157,16 @@ def draw_mistakes(
         axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(_caption(each, classes), fontsize=9, parse_math=False)
     figure.savefig(path)
+
+
+def _metric(name: str) -> Any:
+    """Return a metric of torchmetrics, which takes seconds to import: who trains or classifies does not wait for it."""
+    return getattr(import_module("torchmetrics.functional.classification"), f"multiclass_{name}")
+
+
+def _figure(width: float, height: float) -> Any:
+    """Return an empty picture of so many inches; matplotlib is not waited for either."""
+    return import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def _caption(prediction: Prediction, classes: Sequence[str]) -> str:

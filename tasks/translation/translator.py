@@ -134,15 +134,13 @@ class Translator:
         results = [[Hypothesis([], 0.0, 0.0)] for _ in sources]
         prefixes = [[] for _ in sources] if prefixes is None else prefixes
         batches = self._batches([row for row, ids in enumerate(sources) if ids], sources)
+        sharing = self.device.type == "cpu" and min(self.workers, len(batches)) > 1
+        batches = deal_last(batches, self.workers) if sharing else batches
         given = [
             _Batch(rows, [sources[row] for row in rows], [prefixes[row] for row in rows], self.search, scores)
             for rows in batches
         ]
-        if self.device.type == "cpu" and min(self.workers, len(batches)) > 1:
-            # The longest come first, so that all workers end together.
-            found = self._share(given)
-        else:
-            found = map(self._translate, given)
+        found = self._share(given) if sharing else map(self._translate, given)
         for rows, hypotheses in zip(batches, found, strict=True):
             for row, own in zip(rows, hypotheses, strict=True):
                 results[row] = own
@@ -198,3 +196,13 @@ class Translator:
         budget = max([self.tokens, *(int(side.max(initial=0)) for side in lengths)])
         examples = np.array(rows, dtype=np.int64)
         return plan_batches(lengths[0], lengths[-1], examples=examples, tokens=budget, seed=0, epoch=0, shuffle=False)
+
+
+def deal_last(batches: list[list[int]], workers: int) -> list[list[int]]:
+    """Deal the rows of the last batches, where they are too few for all workers, so that nobody waits for another.
+
+    Batches come with the longest sentences first, and the last hold the shortest.
+    """
+    whole = len(batches) // workers * workers
+    rest = [row for batch in batches[whole:] for row in batch]
+    return [*batches[:whole], *(rest[worker::workers] for worker in range(min(workers, len(rest))))]

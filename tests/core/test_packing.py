@@ -9,10 +9,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from transformer_core import BlockConfig, Decoder, Encoder, Linear, padding_mask
-from transformer_core.packing import PackedLinear, pack
+from transformer_core import packing
+from transformer_core.packing import WEIGHT_STEPS, PackedLinear, has_bfloat16, pack
 
 ERRORS = {"fp32": 1e-6, "bf16": 1e-2, "int8": 3e-2}
 """Largest error of a product, as a share of its largest number."""
+
+PRECISIONS = [
+    "fp32",
+    pytest.param("bf16", marks=pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16")),
+    "int8",
+]
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -21,7 +28,7 @@ def error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact).abs().amax() / exact.abs().amax()).item()
 
 
-@pytest.mark.parametrize("precision", ERRORS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (1, 1), (0, 4)])
 @pytest.mark.parametrize("rows", [None, slice(5), slice(5, None), slice(3, 11)])
@@ -43,14 +50,14 @@ def test_a_packed_layer_multiplies_as_torch_does(precision, bias, shape, rows):
 @torch.inference_mode()
 def test_int8_is_exact_where_weights_and_inputs_are_steps():
     layer = Linear(16, 9)
-    layer.weight.copy_(torch.randint(-127, 128, (9, 16)))
-    layer.weight[:, 0] = 127
+    layer.weight.copy_(torch.randint(-WEIGHT_STEPS, WEIGHT_STEPS + 1, (9, 16)))
+    layer.weight[:, 0] = WEIGHT_STEPS
     x = torch.randint(-127, 128, (5, 16)).float()
     x[0, 0] = 127
     assert_close(PackedLinear(layer, "int8")(x), layer(x), rtol=1e-6, atol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ERRORS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("beams", [1, 3])
 @torch.inference_mode()
 def test_a_packed_encoder_and_decoder_follow_the_plain_ones(precision, beams):
@@ -82,3 +89,9 @@ def test_what_cannot_be_packed_is_refused():
     encoder = Encoder(BlockConfig(dim=16, num_heads=2, hidden_dim=24), 1)
     with pytest.raises(ValueError, match="float32 on a CPU"):
         pack(encoder.double(), "fp32")
+
+
+def test_bfloat16_is_refused_where_the_cpu_has_none(monkeypatch):
+    monkeypatch.setattr(packing, "has_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="choose precision fp32 or int8"):
+        pack(Encoder(BlockConfig(dim=16, num_heads=2, hidden_dim=24), 1), "bf16")

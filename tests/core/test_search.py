@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from transformer_core import Decoder, padding_mask
 from transformer_core.beam import best
-from transformer_core.search import Ensemble, Hypothesis, SearchConfig, search
+from transformer_core.search import Ensemble, Hypothesis, SearchConfig, batch_size, search
 
 BOS, EOS = 0, 3
 PENALTIES = {
@@ -540,3 +540,9 @@ def test_a_gpu_gives_what_the_cpu_gives(config):
     state = State(model, list(range(8)), config.rows_per_sentence)
     found = search(state, config, max_lengths=limits.cuda(), bos_id=BOS, eos_id=EOS, prefix=PREFIXES, banned=[1])
     assert_same(found, expected)
+
+
+def test_a_search_goes_through_few_sizes_of_batches():
+    sizes = [batch_size(alive) for alive in range(1, 200)]
+    assert all(alive <= size < max(2 * alive, alive + 16) for alive, size in enumerate(sizes, 1))
+    assert sorted(set(sizes)) == [1, 2, 4, 8, *range(16, 209, 16)]

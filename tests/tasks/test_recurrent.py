@@ -21,6 +21,7 @@ from tasks.translation.task import LossConfig, Translation, collate, decode, pad
 from tasks.translation.translator import Translator
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, VocabularyConfig, train_vocabulary
 from transformer_core import BlockConfig, padding_mask
+from transformer_core.packing import has_bfloat16
 from transformer_core.search import SearchConfig
 
 DIM, SOURCE_PIECES, TARGET_PIECES = 6, 17, 23
@@ -425,6 +426,8 @@ def trained(vocabulary, request) -> RecurrentModel:
 def test_packed_and_forked_translators_translate_as_the_plain_one(trained, vocabulary, precision, search):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
+    if precision == "bf16" and not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
     config = SearchConfig(max_length=12, **search)
     plain = decode([trained], *pad_source(vocabulary.encode_all(lines(20))), config, range(20))
     expected = [vocabulary.decode(hypotheses[0].ids) for hypotheses in plain]

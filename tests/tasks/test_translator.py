@@ -11,9 +11,10 @@ from tasks.translation.evaluate import ScoreConfig
 from tasks.translation.model import TranslationConfig, TranslationModel
 from tasks.translation.pairs import TextPairs
 from tasks.translation.task import LossConfig, Translation, collate
-from tasks.translation.translator import Translated, Translator
+from tasks.translation.translator import Translated, Translator, deal_last
 from tasks.translation.vocabulary import PAD, Vocabulary, VocabularyConfig, train_vocabulary
 from transformer_core import BlockConfig
+from transformer_core.packing import has_bfloat16
 from transformer_core.search import SearchConfig
 
 WORDS = "red dog house runs blue seven tree opens small bridge".split()
@@ -116,6 +117,8 @@ def test_a_mistake_in_a_worker_comes_back_as_it_is(models, vocabulary, monkeypat
 def test_packed_weights_translate_as_the_plain_ones(models, vocabulary, precision, share):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
+    if precision == "bf16" and not has_bfloat16():
+        pytest.skip("this CPU has no bfloat16")
     lines, config = sentences(40, seed=5), SearchConfig(max_length=12)
     exact = Translator(models[:1], vocabulary, vocabulary, search=config).n_best(lines)
     packed = Translator(
@@ -212,3 +215,16 @@ def test_models_are_used_without_dropout(models, vocabulary, translator):
     lines = sentences(5)
     assert close(translator().n_best(lines), translator().n_best(lines))
     assert not any(model.training for model in models[:1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "workers", "dealt"),
+    [([3, 3, 2], 2, [3, 3, 1, 1]), ([2, 2], 2, [2, 2]), ([1, 1, 3], 4, [2, 1, 1, 1]), ([2, 1], 8, [1, 1, 1])],
+)
+def test_the_last_batches_are_dealt_so_that_each_worker_has_as_much(sizes, workers, dealt):
+    rows = iter(range(sum(sizes)))
+    batches = [[next(rows) for _ in range(size)] for size in sizes]
+    found = deal_last(batches, workers)
+    assert sorted(row for batch in found for row in batch) == list(range(sum(sizes)))
+    assert [len(batch) for batch in found] == dealt
+    assert found[: len(sizes) // workers * workers] == batches[: len(sizes) // workers * workers]
