@@ -16,9 +16,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 TYPICAL_ROWS = 256
 """Rows of input for which oneDNN chooses the layout; any number can be multiplied."""
-WEIGHT_STEPS = 127 if torch.cpu._is_vnni_supported() else 63
-"""Steps from 0 to the largest weight in int8. CPUs without VNNI add products in pairs of 16 bits, where two of 8 and 8 bits
-do not fit."""
+WEIGHT_STEPS = 127 if torch.cpu._is_vnni_supported() else 63  # pyright: ignore[reportPrivateUsage]
+"""Steps from 0 to the largest weight in int8. CPUs without VNNI add pairs of products in 16 bits, which full steps
+overflow."""
 
 
 def pack(model: Model, precision: Precision) -> Model:
@@ -26,9 +26,9 @@ def pack(model: Model, precision: Precision) -> Model:
 
     fp32 rounds as before, or in another order; it is packed for oneDNN where that library has been asked for
     (`torch.backends.mkldnn.matmul.fp32_precision` is "bf16"). bf16 multiplies in bfloat16 and adds up in float32,
-    quickly where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps (127 on a CPU without
-    VNNI) and the inputs of each call to 255 (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products of whole
-    numbers; an output then depends a little on what else is in the batch.
+    where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps (127 on a CPU without VNNI) and
+    the inputs of each call to 255 (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products
+    of whole numbers; an output then depends a little on what else is in the batch.
     Weights are shared with `model`: training that goes on is not seen by the packed one.
 
     Raises:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from transformer_core import BlockConfig, Decoder, Encoder, Linear, padding_mask
-from transformer_core import packing
+from transformer_core import BlockConfig, Decoder, Encoder, Linear, packing, padding_mask
 from transformer_core.packing import WEIGHT_STEPS, PackedLinear, has_bfloat16, pack
 
 ERRORS = {"fp32": 1e-6, "bf16": 1e-2, "int8": 3e-2}
