@@ -1,6 +1,7 @@
 """Weights laid out once for the matrix kernels of a CPU: the same model, faster to use, no longer to be trained."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -16,9 +17,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 TYPICAL_ROWS = 256
 """Rows of input for which oneDNN chooses the layout; any number can be multiplied."""
-WEIGHT_STEPS = 127 if torch.cpu._is_vnni_supported() else 63  # pyright: ignore[reportPrivateUsage]
-"""Steps from 0 to the largest weight in int8. CPUs without VNNI add pairs of products in 16 bits, which full steps
-overflow."""
 
 
 def pack(model: Model, precision: Precision) -> Model:
@@ -26,9 +24,9 @@ def pack(model: Model, precision: Precision) -> Model:
 
     fp32 rounds as before, or in another order; it is packed for oneDNN where that library has been asked for
     (`torch.backends.mkldnn.matmul.fp32_precision` is "bf16"). bf16 multiplies in bfloat16 and adds up in float32,
-    where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps (127 on a CPU without VNNI) and
-    the inputs of each call to 255 (Dettmers et al. 2022, section 2.1, there named vector-wise and absmax), for products
-    of whole numbers; an output then depends a little on what else is in the batch.
+    where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each call
+    likewise, to half as many on a CPU without VNNI (Dettmers et al. 2022, section 2.1, there named vector-wise and
+    absmax), for products of whole numbers; an output then depends a little on what else is in the batch.
     Weights are shared with `model`: training that goes on is not seen by the packed one.
 
     Raises:
@@ -51,6 +49,11 @@ def pack(model: Model, precision: Precision) -> Model:
 def has_bfloat16() -> bool:
     """Say whether weights can be packed in bfloat16 on this CPU: it needs AVX-512 or AVX-NE-CONVERT."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_vnni() -> bool:
+    """Say whether this CPU adds up products of 8 and 8 bits in 32; others take 16, which full steps overflow."""
+    return torch.cpu._is_vnni_supported()  # pyright: ignore[reportPrivateUsage]
 
 
 class PackedLinear(nn.Module):
@@ -94,7 +97,23 @@ def _pack_bfloat16(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Te
 
 
 def _pack_int8(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    scales = weight.abs().amax(1).clamp(min=1e-12) / WEIGHT_STEPS
+    """Pack for the kernels of oneDNN, which want VNNI, or for those of FBGEMM, which are quicker without."""
+    return _pack_for_vnni(weight, bias) if has_vnni() else _pack_for_fbgemm(weight, bias)
+
+
+def _pack_for_fbgemm(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    scales, zeros = weight.abs().amax(1).double().clamp(min=1e-12) / 127, torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # PyTorch means to drop tensors of this type some day, and has no other way to these kernels yet.
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+        steps = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(steps, bias)
+    seven_bits = True
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, seven_bits)
+
+
+def _pack_for_vnni(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    scales = weight.abs().amax(1).clamp(min=1e-12) / 127
     rounded = (weight / scales[:, None]).round().to(torch.int8)
     packed, zeros = torch.ops.onednn.qlinear_prepack(rounded, None), torch.zeros(len(weight), dtype=torch.int64)
 

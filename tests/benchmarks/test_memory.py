@@ -22,14 +22,11 @@ def test_the_line_through_two_batches_says_what_fits_and_that_is_run(monkeypatch
     assert memory.fit(Recipe(memory_gb=0.05), "timm").largest == 0
 
 
-@pytest.mark.parametrize("task", ["images", "text"])
-def test_recomputed_blocks_take_less_memory_for_each_example(task):
-    recipe = Recipe(task=task)
-    sizes = memory.SIZES[task]
-    plain, again = (
-        [memory.peak(recipe, f"transformer_core{kind}", size) for size in sizes] for kind in ("", RECOMPUTE)
-    )
-    assert again[1] - again[0] < 0.95 * (plain[1] - plain[0])
+@pytest.mark.slow
+def test_recomputed_blocks_take_less_memory():
+    size = memory.SIZES["images"].larger
+    plain, again = (memory.peak(Recipe(), f"transformer_core{kind}", size) for kind in ("", RECOMPUTE))
+    assert again < plain - 2**25
 
 
 def test_who_is_missing_is_told_and_left_out(monkeypatch, tmp_path):
