@@ -6,7 +6,8 @@ ranked by log-probability over length^alpha everywhere, the end counted.
 A beam search ends when as many hypotheses are finished as there are beams, and counts a finished one only among the
 best `beams` continuations of a step: `stop: first_k` here, `early_stopping=True` in transformers, and `patience=1`, the
 default, in CTranslate2. What differs: transformers also gives up where its heuristic says that nothing better can come,
-and limits the length of the translations of a batch, not of each sentence; so does CTranslate2.
+and limits the length of the translations of a batch, not of each sentence; so does CTranslate2. Nobody is asked for
+scores.
 """
 
 import time
@@ -100,7 +101,7 @@ def ours(setting: Setting, work: DecodingWork, precision: Precision, workers: in
 
     def translate(sentences: Pieces, size: int) -> Pieces:
         translator.tokens = size
-        return [hypotheses[0].ids for hypotheses in translator.search_ids(sentences)]
+        return [hypotheses[0].ids for hypotheses in translator.search_ids(sentences, scores=False)]
 
     return Decoding(work, [1024, 2048, 4096, 8192], translate)
 
