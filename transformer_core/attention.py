@@ -187,7 +187,8 @@ def _products(
 def _softmax(logits: Tensor) -> Tensor:
     """Softmax over the keys; the kernel of CPUs takes ten times as long for rows that are shorter than a vector."""
     missing = 64 // logits.element_size() - logits.size(-1)
-    if logits.device.type != "cpu" or missing <= 0:
+    # A compiled kernel has rows of any length, and a question about sizes would make a graph for each answer.
+    if logits.device.type != "cpu" or torch.compiler.is_compiling() or missing <= 0:
         return logits.softmax(-1)
     return F.pad(logits, (0, missing), value=-torch.inf).softmax(-1)[..., :-missing]
 
