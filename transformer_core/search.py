@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transformer_core.beam import Beams
+from transformer_core.cache import round_up
 from transformer_core.constraints import Constraints
 from transformer_core.draws import Draws
 from transformer_core.search_config import Hypothesis, SearchConfig
@@ -139,7 +140,7 @@ def batch_size(alive: int) -> int:
 
     oneDNN and torch.compile make a kernel for each shape, which takes longer than a step of a small model.
     """
-    return -(-alive // 16) * 16 if alive > 8 else 1 << (alive - 1).bit_length()
+    return round_up(alive, 16) if alive > 8 else 1 << (alive - 1).bit_length()
 
 
 def _log_softmax(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:
