@@ -63,6 +63,8 @@ def main(recipe: Recipe) -> None:
 
 def contenders(work: DecodingWork) -> list[Contender]:
     """Name all tools with their precisions and workers. CTranslate2 out of the box is its float32, one worker."""
+    if torch.cuda.is_available():
+        return on_gpu(work)
     cores = torch.get_num_threads()
     found = [
         tool("transformers", "plain", LEAGUES["plain"], work),
@@ -76,6 +78,16 @@ def contenders(work: DecodingWork) -> list[Contender]:
                 found.append(tool("CTranslate2", setting, league, work, label, workers, threads))
             if label != "int8" and workers == 1:
                 found.append(tool("transformers", setting, league, work))
+    return found
+
+
+def on_gpu(work: DecodingWork) -> list[Contender]:
+    """Name those that translate on a GPU: ours, and `generate` with a cache that grows and with a static one."""
+    found: list[Contender] = []
+    for label, setting, precision in PRECISIONS[:2]:
+        found.append(tool("transformer_core", setting, label, work, precision, 1))
+        found.append(tool("transformers", setting, label, work))
+        found.append(replace(tool("transformers", setting, label, work, "static"), name="transformers, static cache"))
     return found
 
 

@@ -157,11 +157,18 @@ def serve(connection: Connection, contender: Contender, warmup: int, steps: int)
             step()
         answer: Any = peak_memory()
         while True:
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
             connection.send((True, answer))
             match connection.recv():
                 case "turn":
+                    if torch.cuda.is_initialized():
+                        step()  # takes back the memory that others have had in the meantime
+                        torch.cuda.synchronize()
                     began = time.perf_counter()
                     units = sum(step() for _ in range(steps))
+                    if torch.cuda.is_initialized():
+                        torch.cuda.synchronize()
                     answer = units, time.perf_counter() - began
                 case "flops":
                     with flop_counter() as counter:
@@ -178,7 +185,9 @@ def serve(connection: Connection, contender: Contender, warmup: int, steps: int)
 
 
 def peak_memory() -> int:
-    """Return the bytes that this process held at most, and what its children hold."""
+    """Return the bytes that this process held at most, and what its children hold; on a GPU those of its tensors."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     children = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
@@ -210,16 +219,22 @@ def duel(title: str, unit: str, contenders: Sequence[Contender], config: DuelCon
         result.sittings += 1
         with ExitStack() as stack:
             workers = list(seated(waiting, stack, config, budget, result))
-            for turn in range(config.rounds):
-                for place in range(len(workers)):
-                    workers[(turn + place) % len(workers)].take_turn()
-                    time.sleep(config.pause)
+            play(workers, config)
             for worker in workers:
-                worker.entry.peak = worker.ask("peak")
-                worker.entry.output = worker.ask("output")
                 worker.entry.sitting = result.sittings
                 result.add(worker.entry)
     return result
+
+
+def play(workers: Sequence[Worker], config: DuelConfig) -> None:
+    """Give everybody a turn in each round, then ask what they held and what came out."""
+    for turn in range(config.rounds):
+        for place in range(len(workers)):
+            workers[(turn + place) % len(workers)].take_turn()
+            time.sleep(config.pause)
+    for worker in workers:
+        worker.entry.peak = worker.ask("peak")
+        worker.entry.output = worker.ask("output")
 
 
 def seated(
@@ -253,10 +268,10 @@ def seated(
         yield worker
 
 
-def matrix_product(setting: Setting, size: int) -> Step:
+def matrix_product(setting: Setting, size: int, device: str = "cpu") -> Step:
     """Multiply square matrices, the most arithmetic that a machine can do; a unit is 10^9 operations."""
     dtype = torch.bfloat16 if setting == "bf16" else torch.float32
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 
     def step() -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+import torch
 
 PACKAGES = (
     "torch",
@@ -139,6 +140,7 @@ def machine() -> dict[str, Any]:
         "extensions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "cores": len(psutil.Process().cpu_affinity() or []) if hasattr(psutil.Process, "cpu_affinity") else 0,
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "system": platform.platform(terse=True),
         "load": psutil.getloadavg()[0],
     }

@@ -76,16 +76,19 @@ def _notes(result: Result) -> list[str]:
         for setting in ("plain", "bf16")
     }
     lines = [
-        f"`{result.command}`, {result.date}. {machine['processor']} ({', '.join(machine['extensions'])}), "
+        f"`{result.command}`, {result.date}. "
+        + (f"{machine['gpu']}; " if machine.get("gpu") else "")
+        + f"{machine['processor']} ({', '.join(machine['extensions'])}), "
         f"{machine['cores']} cores, {machine['memory_gb']} GB; load at the start {machine['load']:.1f}. "
         + ", ".join(f"{name} {version}" for name, version in result.versions.items())
         + "."
     ]
     if result.limits:
-        narrow = f", {limits['bf16']} in bf16" if limits["bf16"] else ""
+        found = {"float32": limits["plain"], "bf16": limits["bf16"]}
         lines.append(
-            f"Medians of {turns} turns. Matrix products in the same run: {limits['plain']} GFLOP/s in float32{narrow}, "
-            f"by processes of {result.limits[0].peak / 2**20:,.0f} MB."
+            f"Medians of {turns} turns. Matrix products in the same run: "
+            + ", ".join(f"{rates} GFLOP/s in {name}" for name, rates in found.items() if rates)
+            + f", by processes of {result.limits[0].peak / 2**20:,.0f} MB."
             + (f" One of the {result.unit} takes {result.flops / 1e9:.3g} GFLOP." if result.flops else "")
         )
     if result.sittings > 1:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from torch import nn
 
 from recipes import checkpoint
+from recipes.compiling import compiled
 from recipes.config import RECIPE, describe_difference, flatten, load_config, write_config
 from recipes.evaluation import evaluate
 from recipes.feed import Item, keys, windows
@@ -199,10 +200,7 @@ def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tup
     bare = task.build().to(accelerator.device)
     optimizer = make_optimizer(bare, config, task.rate_factors(bare))
     average = MovingAverage(bare, config.ema) if config.ema else None
-    model = bare
-    if config.compile:
-        mode = "reduce-overhead" if config.cuda_graphs else None
-        model = cast(nn.Module, torch.compile(bare, dynamic=not config.cuda_graphs, mode=mode))
+    model = compiled(bare, ragged=task.ragged, graphs=config.cuda_graphs) if config.compile else bare
     return State(bare, optimizer, average), accelerator.prepare_model(model)
 
 

@@ -65,9 +65,9 @@ class TrainConfig:
     max_skipped: int = 10
     """Updates that may be left out because a gradient was not finite, before the run stops."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the blocks of the model with torch.compile."""
     cuda_graphs: bool = False
-    """Record what a compiled model asks of a GPU and replay it: for inputs of one shape, such as images."""
+    """Compile the whole model, record what it asks of a GPU and replay it: for inputs of one shape, such as images."""
     tensorboard: bool = True
     """Log to TensorBoard in the run folder, beside metrics.jsonl."""
     start_from: str = ""

@@ -37,6 +37,9 @@ class Task(ABC, Generic[Batch]):
     unit: str = "targets"
     """What `targets` counts, for the log: tokens, images."""
 
+    ragged: bool = True
+    """Whether batches come in many shapes, as those of sentences do."""
+
     @abstractmethod
     def prepare(self, folder: Path) -> None:
         """Make or load what the run folder keeps (a vocabulary, class names) and read the data.

@@ -30,6 +30,10 @@ class DropPath(nn.Module):
         if not 0 <= rate < 1:
             raise ValueError(f"drop_path {rate} is no share of the examples: choose 0 or more, and less than 1.")
         self.rate = rate
+        self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
+
+    keep: Tensor
+    """What is kept, as a tensor: a number would make the compiler compile each block of a stack for its own."""
 
     def forward(
         self,
@@ -40,10 +44,10 @@ class DropPath(nn.Module):
         """Return `x + branch(x, *inputs)`; `inputs` have one row for each example, or one for all."""
         if not self.training or self.rate == 0.0:
             return x + branch(x, *inputs)
-        keep = 1 - self.rate
         if torch.compiler.is_compiling():  # a compiled graph has one size
-            drawn = torch.empty([x.size(0)] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
-            return x + branch(x, *inputs) * drawn.div_(keep)
+            drawn = torch.rand([x.size(0)] + [1] * (x.dim() - 1), device=x.device) < self.keep
+            return x + branch(x, *inputs) * (drawn / self.keep).to(x.dtype)
+        keep = 1 - self.rate
         count = int(x.size(0) * keep + torch.rand(()).item())
         rows = torch.randperm(x.size(0), device=x.device)[: max(1, count)]
         if any(each is not None and each.size(0) not in (1, x.size(0)) for each in inputs):

@@ -10,6 +10,7 @@ All have a class token, learned positions, the norm first, GELU, no dropout, and
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 
 from benchmarks.duel import Setting, Step
 from benchmarks.peers.steps import ForwardStep, TrainingStep
+from recipes.compiling import compiled
 from tasks.image_classification.model import ImageModelConfig, build_model
 from tasks.image_classification.vit import VitConfig
 from transformer_core import BlockConfig
@@ -44,14 +46,18 @@ class ImageWork:
     classes: int = 1000
     recompute: bool = False
     """Whether ours computes the activations of its blocks again in the backward pass."""
+    device: str = "cpu"
+    compiled: bool = False
+    """Whether the model goes through torch.compile."""
 
     def images(self) -> Tensor:
         """Return (batch, 3, size, size) noise, the same for everybody."""
-        return torch.randn(self.batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(1))
+        drawn = torch.randn(self.batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(1))
+        return drawn.to(self.device)
 
     def labels(self) -> Tensor:
         """Return (batch,) classes."""
-        return torch.randint(self.classes, (self.batch,), generator=torch.Generator().manual_seed(2))
+        return torch.randint(self.classes, (self.batch,), generator=torch.Generator().manual_seed(2)).to(self.device)
 
 
 def ours(work: ImageWork) -> nn.Module:
@@ -151,7 +157,9 @@ PACKED = ", packed"
 
 def training(setting: Setting, name: str, work: ImageWork) -> Step:
     """Train a model on one batch: cross-entropy."""
-    model = PEERS[name][1](work)
+    model = PEERS[name][1](work).to(work.device)
+    if work.compiled:
+        model = compiled(model, ragged=False) if PEERS[name][1] is ours else cast(nn.Module, torch.compile(model))
     images, labels = work.images(), work.labels()
 
     def loss(images: Tensor) -> Tensor:

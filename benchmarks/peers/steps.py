@@ -12,9 +12,9 @@ from benchmarks.duel import Setting
 Batch = TypeVar("Batch")
 
 
-def precision(setting: Setting) -> torch.autocast:
+def precision(setting: Setting, device: str = "cpu") -> torch.autocast:
     """Return the context in which a setting computes."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "bf16")
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=setting == "bf16")
 
 
 class TrainingStep(Generic[Batch]):
@@ -29,6 +29,7 @@ class TrainingStep(Generic[Batch]):
         targets: Callable[[Batch], int],
     ) -> None:
         self.setting: Setting = setting
+        self.device = next(model.parameters()).device.type
         self.loss, self.targets = loss, targets
         self.batches: Iterator[Batch] = cycle(batches)
         self.optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=True)
@@ -37,7 +38,7 @@ class TrainingStep(Generic[Batch]):
         """Make an update with the next batch. `loss` returns a sum over its targets."""
         batch = next(self.batches)
         targets = self.targets(batch)
-        with precision(self.setting):
+        with precision(self.setting, self.device):
             total = self.loss(batch)
         (total / targets).backward()
         self.optimizer.step()

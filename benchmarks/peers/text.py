@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from benchmarks.duel import Setting, Step
 from benchmarks.peers.hugging_face import translation_model
 from benchmarks.peers.steps import TrainingStep
+from recipes.compiling import compiled
 from recipes.train_translation import Recipe
 from tasks.translation.model import TranslationModel
 from tasks.translation.task import Batch, Translation, collate
@@ -45,31 +46,44 @@ class TextWork:
     recipe: Recipe
     vocabulary: int
     pieces: list[list[tuple[list[int], list[int]]]]
+    device: str = "cpu"
+    compiled: bool = False
+    """Whether the model goes through torch.compile; then so does the loss of those whose loss is not their own."""
 
     def batches(self) -> list[Batch]:
         """Return the batches as tensors."""
         sides = [list(zip(*pairs, strict=True)) for pairs in self.pieces]
-        return [collate(list(range(len(source))), source, target) for source, target in sides]
+        made = (collate(list(range(len(source))), source, target) for source, target in sides)
+        return [batch.to(torch.device(self.device)) for batch in made]
+
+    def placed(self, model: nn.Module) -> Any:
+        """Return a model of somebody else's on the device, to be compiled as a whole if asked for."""
+        model.to(self.device)
+        if self.compiled:
+            model.compile(dynamic=True)
+        return model
 
     def step(self, setting: Setting, model: nn.Module, loss: Any) -> TrainingStep[Batch]:
         """Return an update with a loss that is summed over real target tokens."""
         return TrainingStep(setting, model, loss, self.batches(), lambda batch: len(batch.labels))
 
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Sum the label-smoothed cross-entropy of (batch, target length, vocabulary) logits over real targets."""
+        function = torch.compile(smoothed_loss, dynamic=True) if self.compiled else smoothed_loss
+        return function(logits, padded_labels(batch), self.recipe.loss.smoothing)
 
-def smoothed_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    """Sum the label-smoothed cross-entropy of (batch, target length, vocabulary) logits over real targets."""
+
+def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Sum the label-smoothed cross-entropy over the labels that are not PAD."""
     return F.cross_entropy(
-        logits.flatten(0, 1).float(),
-        padded_labels(batch).flatten(),
-        ignore_index=PAD,
-        label_smoothing=smoothing,
-        reduction="sum",
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction="sum"
     )
 
 
 def padded_labels(batch: Batch) -> Tensor:
     """Return (batch, target length) labels, PAD where there is none."""
-    return torch.full((batch.target.numel(),), PAD).index_copy(0, batch.positions, batch.labels).view_as(batch.target)
+    padded = batch.labels.new_full((batch.target.numel(),), PAD)
+    return padded.index_copy(0, batch.positions, batch.labels).view_as(batch.target)
 
 
 def source_mask(batch: Batch) -> Tensor:
@@ -81,8 +95,9 @@ def ours(setting: Setting, work: TextWork) -> Step:
     """Train the translation model of this project."""
     recipe = work.recipe
     task = Translation(recipe.data, recipe.model, recipe.loss, recipe.search, recipe.scores)
-    model = TranslationModel(recipe.model, work.vocabulary, work.vocabulary, pad_id=PAD)
-    return work.step(setting, model, lambda batch: task.loss(model, batch).total)
+    model = TranslationModel(recipe.model, work.vocabulary, work.vocabulary, pad_id=PAD).to(work.device)
+    trained = compiled(model, ragged=task.ragged) if work.compiled else model
+    return work.step(setting, model, lambda batch: task.loss(trained, batch).total)
 
 
 class TorchTransformer(nn.Module):
@@ -126,7 +141,7 @@ class TorchTransformer(nn.Module):
         states = self.transformer(
             self.embed(batch.source),
             self.embed(batch.target),
-            tgt_mask=nn.Transformer.generate_square_subsequent_mask(batch.target.size(1)),
+            tgt_mask=nn.Transformer.generate_square_subsequent_mask(batch.target.size(1), batch.target.device),
             src_key_padding_mask=padding,
             memory_key_padding_mask=padding,
             tgt_is_causal=True,
@@ -137,18 +152,18 @@ class TorchTransformer(nn.Module):
 
 def torch_transformer(setting: Setting, work: TextWork) -> Step:
     """Train torch.nn.Transformer."""
-    model = TorchTransformer(work)
+    model = work.placed(TorchTransformer(work))
     return work.step(setting, model, model)
 
 
 def transformers(setting: Setting, work: TextWork) -> Step:
     """Train Marian or Pegasus of transformers; the loss is that of its trainer, from the logits."""
-    model = translation_model(work.recipe.model, work.vocabulary, LONGEST)
+    model = work.placed(translation_model(work.recipe.model, work.vocabulary, LONGEST))
 
     def loss(batch: Batch) -> Tensor:
         mask = None if batch.mask is None else source_mask(batch)
         out = model(input_ids=batch.source, attention_mask=mask, decoder_input_ids=batch.target, use_cache=False)
-        return smoothed_loss(out.logits, batch, work.recipe.loss.smoothing)
+        return work.loss_of(out.logits, batch)
 
     return work.step(setting, model, loss)
 
@@ -186,10 +201,12 @@ def x_transformers(setting: Setting, work: TextWork) -> Step:
         attn_layers=library.Decoder(depth=config.decoder_depth, cross_attend=True, **layers),
     )
 
+    encoder, decoder = work.placed(encoder), work.placed(decoder)
+
     def loss(batch: Batch) -> Tensor:
         mask = None if batch.mask is None else source_mask(batch)
         logits = decoder(batch.target, context=encoder(batch.source, mask=mask), context_mask=mask)
-        return smoothed_loss(logits, batch, work.recipe.loss.smoothing)
+        return work.loss_of(logits, batch)
 
     return work.step(setting, nn.ModuleList([encoder, decoder]), loss)
 
@@ -229,6 +246,7 @@ def joeynmt(setting: Setting, work: TextWork) -> Step:
             module.dropout.p = block.attention_dropout
         elif isinstance(module, layers.PositionwiseFeedForward):
             module.pwff_layer[2].p = block.hidden_dropout
+    model = work.placed(model)
 
     def swapped(ids: Tensor) -> Tensor:
         return torch.where(ids < 2, 1 - ids, ids)

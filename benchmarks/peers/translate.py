@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks.duel import Setting
 from benchmarks.peers import ctranslate, hugging_face
@@ -34,6 +35,9 @@ from transformer_core.search import SearchConfig
 
 Pieces = list[list[int]]
 """Sentences as ids, without begin and end mark."""
+TOKENS = {"cpu": [1024, 2048, 4096, 8192], "cuda": [8192, 32768]}
+SENTENCES = {"cpu": [16, 32, 64, 128], "cuda": [128, 512]}
+"""Sizes of batches that are tried, in tokens or in sentences."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,14 @@ def ours(setting: Setting, work: DecodingWork, precision: Precision, workers: in
         translator.tokens = size
         return [hypotheses[0].ids for hypotheses in translator.search_ids(sentences, scores=False)]
 
-    return Decoding(work, [1024, 2048, 4096, 8192], translate)
+    return Decoding(work, TOKENS[translator.device.type], translate)
 
 
-def transformers(setting: Setting, work: DecodingWork) -> Decoding:
-    """Translate with `generate` of transformers."""
-    model = hugging_face.trained_model(trained(work), work.config, work.positions)
+def transformers(setting: Setting, work: DecodingWork, cache: str | None = None) -> Decoding:
+    """Translate with `generate` of transformers; a "static" cache gets batches of one shape, as it compiles."""
+    mine = trained(work)
+    device = mine.output.weight.device
+    model = hugging_face.trained_model(mine, work.config, work.positions).to(device)
     settings = import_module("transformers").GenerationConfig(
         num_beams=work.search.beams,
         do_sample=False,
@@ -120,21 +126,29 @@ def transformers(setting: Setting, work: DecodingWork) -> Decoding:
         eos_token_id=EOS,
         bos_token_id=BOS,
         decoder_start_token_id=BOS,
+        cache_implementation=cache,
     )
 
     @torch.inference_mode()
     def translate(sentences: Pieces, size: int) -> Pieces:
         found: Pieces = []
         for some in chunks(sentences, size):
+            count = len(some)
+            if cache is not None:
+                some = [*some, *[some[-1]] * (size - count)]
             source, mask = pad_source(some)
             real = torch.ones_like(source) if mask is None else mask[:, 0, 0].long()
-            with precision_of(setting):
-                out = model.generate(input_ids=source, attention_mask=real, generation_config=settings)
-            rows: Pieces = out[:, 1:].tolist()
+            if cache is not None:
+                source, real = (F.pad(x, (0, work.longest_source - x.size(1)), value=PAD) for x in (source, real))
+            with precision_of(setting, device.type):
+                out = model.generate(
+                    input_ids=source.to(device), attention_mask=real.to(device), generation_config=settings
+                )
+            rows: Pieces = out[:count, 1:].tolist()
             found += [ids[: ids.index(EOS)] if EOS in ids else ids for ids in rows]
         return found
 
-    return Decoding(work, [16, 32, 64, 128], translate)
+    return Decoding(work, [256] if cache is not None else SENTENCES[device.type], translate)
 
 
 def ctranslate2(setting: Setting, work: DecodingWork, precision: str, workers: int, threads: int) -> Decoding:
@@ -160,7 +174,7 @@ def ctranslate2(setting: Setting, work: DecodingWork, precision: str, workers: i
         )
         return [[int(name) for name in each.hypotheses[0]] for each in out]
 
-    return Decoding(work, [1024, 2048, 4096, 8192], translate)
+    return Decoding(work, TOKENS["cpu"], translate)
 
 
 def trained(work: DecodingWork) -> TranslationModel:

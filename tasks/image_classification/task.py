@@ -66,6 +66,7 @@ class ImageClassification(Task[Batch]):
 
     falling = frozenset({"loss", "ece"})
     unit = "images"
+    ragged = False
 
     def __init__(
         self,

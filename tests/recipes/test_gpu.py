@@ -12,7 +12,10 @@ from recipes.reverse import Recipe, Reverse, Strings
 from recipes.train_config import TrainConfig
 from transformer_core import BlockConfig, Cosine, DotProduct, GaussianKernel, ScaledDotProduct, attention
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 def test_an_update_never_waits_for_the_device(tmp_path, monkeypatch):

@@ -1,0 +1,152 @@
+"""Training steps on a GPU in bfloat16, eager and compiled, beside the libraries that people use.
+
+    python -m benchmarks.gpu --config recipes/multi30k_en_de.yaml --data.folder DATA/multi30k/tok
+    python -m benchmarks.gpu --shapes '[vit_b]' --duel.rounds 8
+
+Translation trains on the sentences of the recipe, Vision Transformers on noise of 224 pixels. "Of the limit" is the
+share of the rate of a product of two bfloat16 matrices in the same run; the operations are those of our model. How the
+libraries differ is said in benchmarks/peers. All models of all shapes take part in one duel: while one computes, the
+others hold weights, but no activations.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Literal, NamedTuple
+
+import torch
+
+from benchmarks.duel import Contender, DuelConfig, Failed, Worker, matrix_product, play
+from benchmarks.peers import images, text
+from benchmarks.peers.images import ImageWork
+from benchmarks.result import Result
+from benchmarks.tables import publish
+from benchmarks.training_text import BLOCKS, read_work
+from recipes.config import launch
+from recipes.tracking import console
+from recipes.train_translation import Recipe as Translation
+from tasks.errors import InputError
+
+TITLES = {
+    "base": "Transformer-base",
+    "big": "Transformer-big",
+    "vit_s": "ViT-S/16",
+    "vit_b": "ViT-B/16",
+    "vit_l": "ViT-L/16",
+}
+"""Transformers of Vaswani et al. (2017), table 3, and Vision Transformers of Dosovitskiy et al. (2021), table 1."""
+TOKENS = {"base": 25_000, "big": 12_000}
+"""Target tokens of a batch, padding counted."""
+IMAGES = {
+    "vit_s": ImageWork(224, 16, depth=12, dim=384, num_heads=6, hidden_dim=1536, batch=256),
+    "vit_b": ImageWork(224, 16, depth=12, dim=768, num_heads=12, hidden_dim=3072, batch=128),
+    "vit_l": ImageWork(224, 16, depth=24, dim=1024, num_heads=16, hidden_dim=4096, batch=64),
+}
+NEEDS = {"transformer_core": "", "transformers": "transformers", "timm": "timm"}
+"""Who takes part where it knows the shape, and the package of each."""
+DEVICE = "cuda"
+LIMIT = Contender(name="matrix product", make=matrix_product, arguments=(8192, DEVICE), setting="bf16", league="limit")
+
+
+Shape = Literal["base", "big", "vit_s", "vit_b", "vit_l"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Translation):
+    """Measure training steps on a GPU."""
+
+    shapes: list[Shape] = field(default_factory=lambda: ["base", "big", "vit_s", "vit_b", "vit_l"])
+    """What is trained, one after the other."""
+    together: int = 4
+    """Processes that compile and warm up at the same time; each needs the memory of a step."""
+    duel: DuelConfig = field(default_factory=lambda: DuelConfig(steps=6, warmup=6, pause=0.0))
+
+
+class Match(NamedTuple):
+    """Who is compared with each other, ours first, and what was found."""
+
+    shape: str
+    contenders: list[Contender]
+    result: Result
+
+
+def main(recipe: Recipe) -> None:
+    """Let all train by turns, then make a table for each shape."""
+    if not torch.cuda.is_available():
+        raise InputError("benchmarks.gpu needs a CUDA device: training_text and training_images measure CPUs.")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # of each process
+    matches = [match(recipe, shape) for shape in recipe.shapes]
+    with ExitStack() as stack:
+        limit, *workers = warmed_up([LIMIT, *(each for match in matches for each in match.contenders)], recipe, stack)
+        play([limit, *workers], recipe.duel)
+        for shape, contenders, result in matches:
+            result.add(limit.entry)
+            for contender in contenders:
+                worker = next((worker for worker in workers if worker.contender is contender), None)
+                if worker is None:
+                    result.leave_out(f"{contender.name}, {contender.league}", "could not do it, or is not installed")
+                    continue
+                result.flops = result.flops or worker.ask("flops")
+                result.add(worker.entry)
+            publish(result, recipe.duel.out, f"gpu_{shape}")
+
+
+def match(recipe: Recipe, shape: Shape) -> Match:
+    """Name who trains a shape, eager and compiled."""
+    work: ImageWork | text.TextWork
+    if shape in IMAGES:
+        work, make = IMAGES[shape], images.training
+        title, unit, peers = f"{TITLES[shape]}, 224 pixels, batch {work.batch}", "images", images.PEERS
+    else:
+        block, depth = BLOCKS[shape]
+        model = replace(recipe.model, block=block, encoder_depth=depth, decoder_depth=depth, tie="all")
+        data = replace(recipe.data, tokens=TOKENS[shape])
+        work, make = read_work(replace(recipe, model=model, data=data), recipe.duel.steps), text.training
+        title, unit, peers = f"{TITLES[shape]}, {TOKENS[shape]:,} target tokens", "tokens", text.PEERS
+    contenders = [
+        Contender(
+            name=name,
+            needs=NEEDS[name],
+            make=make,
+            arguments=(name, replace(work, device=DEVICE, compiled=compiled)),
+            setting="bf16",
+            ours=name == "transformer_core",
+            league="compiled" if compiled else "eager",
+        )
+        for compiled in (False, True)
+        for name in NEEDS
+        if name in peers
+    ]
+    return Match(shape, contenders, Result(title=f"Training step on a GPU in bf16, {title}", unit=unit, sittings=1))
+
+
+def warmed_up(contenders: Sequence[Contender], recipe: Recipe, stack: ExitStack) -> list[Worker]:
+    """Start some processes at a time and return those that can do their work.
+
+    Raises Failed where one of ours cannot.
+    """
+    installed = [each for each in contenders if not each.needs or find_spec(each.needs) is not None]
+    ready: list[Worker] = []
+    for begin in range(0, len(installed), recipe.together):
+        some = installed[begin : begin + recipe.together]
+        for worker in [
+            stack.enter_context(Worker(each, warmup=recipe.duel.warmup, steps=recipe.duel.steps)) for each in some
+        ]:
+            try:
+                peak = worker.ask("start")
+            except Failed as failure:
+                if worker.contender.ours:
+                    raise
+                console().print(f"left out: {worker.contender.name}, {worker.entry.league}: {failure}", soft_wrap=True)
+                continue
+            console().print(
+                f"ready: {worker.contender.name}, {worker.entry.league}, {peak / 2**20:,.0f} MB", soft_wrap=True
+            )
+            ready.append(worker)
+    return ready
+
+
+if __name__ == "__main__":
+    launch(Recipe, main, config="embedded_en_de.yaml")
