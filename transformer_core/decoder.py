@@ -101,9 +101,9 @@ class Decoder(nn.Module):
         blocks = (cast(DecoderBlock, block) for block in self.blocks)
         return Memory([block.cross_attention.keys_values(states) for block in blocks], mask)
 
-    def new_cache(self, memory: Memory, capacity: int, *, beams: int = 1) -> Cache:
-        """Set memory aside for `capacity` target positions of `beams` hypotheses per sentence."""
-        return Cache(memory.keys_values, capacity, beams=beams)
+    def new_cache(self, memory: Memory, capacity: int, *, beams: int = 1, replayed: bool = False) -> Cache:
+        """Set memory aside for `capacity` target positions of `beams` hypotheses per sentence; `replayed` as there."""
+        return Cache(memory.keys_values, capacity, beams=beams, replayed=replayed)
 
     def forward(
         self, x: Float[Tensor, "rows length dim"], memory: Memory, cache: Cache | None = None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from transformer_core.config import BlockConfig
 from transformer_core.dropout import Dropout
-from transformer_core.position import Learned, Sinusoidal
+from transformer_core.position import Learned, Offset, Sinusoidal
 
 
 class TokenEmbedding(nn.Module):
@@ -34,7 +34,7 @@ class TokenEmbedding(nn.Module):
                 self.position = None
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, ids: Int[Tensor, "batch length"], offset: int = 0) -> Float[Tensor, "batch length dim"]:
+    def forward(self, ids: Int[Tensor, "batch length"], offset: Offset = 0) -> Float[Tensor, "batch length dim"]:
         """Embed tokens that stand at the positions `offset`, `offset + 1`, ..."""
         x = self.tokens(ids) * self.scale
         if self.position is not None:

@@ -41,7 +41,7 @@ class GridRotary(Rotary):
         self.grid, self.prefix = grid, prefix
         super().__init__(width, base=base, length=prefix + grid[0] * grid[1])
 
-    def _angles(self, length: int) -> Float[Tensor, "length pairs 2"]:
+    def _compute(self, length: int) -> Float[Tensor, "length pairs 2"]:
         if length > self.prefix + self.grid[0] * self.grid[1]:
             raise ValueError(f"{length} tokens are more than the grid {self.grid} and {self.prefix} tokens before it.")
         rate = self.base ** (-torch.arange(0, self.width, 4, dtype=torch.float64) / self.width)

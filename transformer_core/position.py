@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 PositionName = Literal["sinusoidal", "learned", "rotary", "relative", "none"]
+Offset = int | Int[Tensor, ""]
+"""Where a sequence begins; a tensor where a recorded step is replayed, so that only the device knows."""
 
 
 def sinusoidal_table(length: int, dim: int) -> Float[Tensor, "length dim"]:
@@ -27,22 +29,52 @@ def sinusoidal_table(length: int, dim: int) -> Float[Tensor, "length dim"]:
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
-class Sinusoidal(nn.Module):
-    """Add fixed sines and cosines of the position; any length, the table grows when a longer one comes."""
+def rows_from(table: Float[Tensor, "length *row"], offset: Offset, count: int) -> Float[Tensor, "count *row"]:
+    """Return `table[offset : offset + count]`, also where only the device knows the offset."""
+    if isinstance(offset, int):
+        return table[offset : offset + count]
+    return table[offset + torch.arange(count, device=table.device)]
 
-    def __init__(self, dim: int, *, length: int = 512) -> None:
+
+class PositionTable(nn.Module, ABC):
+    """A table with a row for each position, which grows when a longer sequence comes."""
+
+    def __init__(self, length: int) -> None:
         super().__init__()
-        self.register_buffer("table", sinusoidal_table(length, dim).float(), persistent=False)
+        self.register_buffer("table", self._compute(length), persistent=False)
 
     table: Tensor
 
-    def forward(self, x: Float[Tensor, "batch length dim"], offset: int = 0) -> Float[Tensor, "batch length dim"]:
-        """Add the positions `offset`, `offset + 1`, ..."""
-        end = offset + x.size(1)
-        if end > self.table.size(0):
+    @abstractmethod
+    def _compute(self, length: int) -> Float[Tensor, "length *row"]:
+        """Return the rows of so many positions, in float32."""
+
+    def reserve(self, length: int) -> None:
+        """Let the table have so many rows at least."""
+        if length > self.table.size(0):
             with torch.inference_mode(False):  # the table outlives a search and is trained with afterwards
-                self.table = sinusoidal_table(max(end, 2 * self.table.size(0)), x.size(2)).to(self.table)
-        return x + self.table[offset:end].to(x.dtype)
+                self.table = self._compute(max(length, 2 * self.table.size(0))).to(self.table)
+
+    def rows(self, offset: Offset, count: int) -> Float[Tensor, "count *row"]:
+        """Return the rows from `offset` on; they must have been reserved where only the device knows it."""
+        if isinstance(offset, int):
+            self.reserve(offset + count)
+        return rows_from(self.table, offset, count)
+
+
+class Sinusoidal(PositionTable):
+    """Add fixed sines and cosines of the position; any length."""
+
+    def __init__(self, dim: int, *, length: int = 512) -> None:
+        self.dim = dim
+        super().__init__(length)
+
+    def _compute(self, length: int) -> Float[Tensor, "length dim"]:
+        return sinusoidal_table(length, self.dim).float()
+
+    def forward(self, x: Float[Tensor, "batch length dim"], offset: Offset = 0) -> Float[Tensor, "batch length dim"]:
+        """Add the positions `offset`, `offset + 1`, ..."""
+        return x + self.rows(offset, x.size(1)).to(x.dtype)
 
 
 class Learned(nn.Module):
@@ -53,22 +85,21 @@ class Learned(nn.Module):
         self.weight = nn.Parameter(torch.empty(max_length, dim))
         nn.init.normal_(self.weight, std=dim**-0.5)
 
-    def forward(self, x: Float[Tensor, "batch length dim"], offset: int = 0) -> Float[Tensor, "batch length dim"]:
+    def forward(self, x: Float[Tensor, "batch length dim"], offset: Offset = 0) -> Float[Tensor, "batch length dim"]:
         """Add the positions `offset`, `offset + 1`, ...
 
         Raises:
-            ValueError: the sequence reaches past `max_length`.
+            ValueError: the sequence reaches past `max_length`, and the offset is a number.
         """
-        end = offset + x.size(1)
-        if end > self.weight.size(0):
+        if isinstance(offset, int) and offset + x.size(1) > self.weight.size(0):
             raise ValueError(
-                f"position {end} is past max_length={self.weight.size(0)} of the learned positions: "
+                f"position {offset + x.size(1)} is past max_length={self.weight.size(0)} of the learned positions: "
                 "shorten the sequence, or train with a larger max_length."
             )
-        return x + self.weight[offset:end]
+        return x + rows_from(self.weight, offset, x.size(1))
 
 
-class Rotary(nn.Module):
+class Rotary(PositionTable):
     """Turn pairs of features of queries and keys by an angle that grows with the position.
 
     The dot product of a turned query and key depends on their distance alone. Source: Su et al. (2021), section 3.4.2;
@@ -76,28 +107,22 @@ class Rotary(nn.Module):
     """
 
     def __init__(self, width: int, *, base: float = 10_000.0, length: int = 512) -> None:
-        super().__init__()
         if width % 2:
             raise ValueError(f"width={width} of a head is odd: rotary positions turn pairs of features.")
         self.width, self.base = width, base
-        self.register_buffer("table", self._angles(length), persistent=False)
+        super().__init__(length)
 
-    table: Tensor
-
-    def _angles(self, length: int) -> Float[Tensor, "length pairs 2"]:
+    def _compute(self, length: int) -> Float[Tensor, "length pairs 2"]:
         rate = self.base ** (-torch.arange(0, self.width, 2, dtype=torch.float64) / self.width)
         angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
         return torch.stack([angle.cos(), angle.sin()], -1).float()
 
     def forward(
-        self, x: Float[Tensor, "batch heads length width"], offset: int = 0
+        self, x: Float[Tensor, "batch heads length width"], offset: Offset = 0
     ) -> Float[Tensor, "batch heads length width"]:
         """Turn positions `offset`, `offset + 1`, ... of queries or keys."""
-        end = offset + x.size(-2)
-        if end > self.table.size(0):
-            with torch.inference_mode(False):  # the table outlives a search and is trained with afterwards
-                self.table = self._angles(max(end, 2 * self.table.size(0))).to(self.table)
-        cos, sin = self.table[offset:end].to(torch.promote_types(x.dtype, torch.float32)).unbind(-1)
+        rows = self.rows(offset, x.size(-2))
+        cos, sin = rows.to(torch.promote_types(x.dtype, torch.float32)).unbind(-1)
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
 

@@ -6,14 +6,18 @@ from torch import Tensor
 from transformer_core.decoder import Decoder, Memory
 from transformer_core.embedding import TokenEmbedding
 from transformer_core.linear import Linear
+from transformer_core.multihead import MultiHeadAttention
 from transformer_core.packing import PackedLinear
+from transformer_core.position import PositionBias, PositionTable
+from transformer_core.replay import Replay
 
 
 class CachedState:
     """The memory of each sentence and the cache of each hypothesis: a `DecoderState` for `search`.
 
     A sentence is whatever `memory` has a row for: a text, an image. `pieces`, (candidates,) ascending, are the only
-    tokens that may follow; tokens and logits then count among them.
+    tokens that may follow; tokens and logits then count among them. With `replayed`, by default on a GPU where that can
+    be done, a step is recorded and replayed; logits are then written over by the next step.
     """
 
     def __init__(
@@ -26,14 +30,36 @@ class CachedState:
         beams: int,
         capacity: int,
         pieces: Int[Tensor, "candidates"] | None = None,
+        replayed: bool | None = None,
     ) -> None:
         self.decoder, self.embedding, self.pieces = decoder, embedding, pieces
         self.output = output if pieces is None else output.take(pieces)
         self.memory = memory.for_steps()
-        self.cache = decoder.new_cache(self.memory, capacity, beams=beams)
+        if replayed is None:
+            replayed = memory.keys_values[0].key.device.type == "cuda" and replayable(decoder)
+        self.cache = decoder.new_cache(self.memory, capacity, beams=beams, replayed=replayed)
+        self.replay = Replay(self._step) if replayed else None
+        self.steps = self.reserved = 0
+        if replayed:
+            for table in (*embedding.modules(), *decoder.modules()):
+                if isinstance(table, PositionTable):
+                    table.reserve(capacity)
 
     def step(self, tokens: Int[Tensor, "rows"]) -> Float[Tensor, "rows vocabulary"]:
-        """Append one token to each hypothesis and return the logits of the next one."""
+        """Append one token to each hypothesis and return the logits of the next one.
+
+        Raises:
+            ValueError: the capacity is used up.
+        """
+        if self.replay is None:
+            return self._step(tokens)
+        self.steps += 1
+        if self.steps > self.reserved:
+            self.reserved = self.cache.reserve(self.steps)
+            self.replay.forget()
+        return self.replay(tokens)
+
+    def _step(self, tokens: Tensor) -> Tensor:
         tokens = tokens if self.pieces is None else self.pieces[tokens]
         x = self.embedding(tokens[:, None], offset=self.cache.length)
         return self.output(self.decoder(x, self.memory, self.cache)[:, 0])
@@ -44,5 +70,13 @@ class CachedState:
 
     def keep(self, sentences: Int[Tensor, "kept"]) -> None:
         """Go on with these sentences, in this order, and with their hypotheses."""
+        if self.replay is not None:
+            self.replay.forget()
         self.memory = self.memory.keep(sentences)
         self.cache.keep(sentences)
+
+
+def replayable(decoder: Decoder) -> bool:
+    """Say whether a step is the same operations at every position: no biases by distance, no weights to be shown."""
+    layers = [layer for layer in decoder.modules() if isinstance(layer, MultiHeadAttention)]
+    return not any(isinstance(layer.position, PositionBias) or layer.record is not None for layer in layers)

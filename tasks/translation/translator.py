@@ -1,5 +1,6 @@
 """A trained translator: text in, text out, in the order it came."""
 
+import copy
 import logging
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ class Translator:
             search: how translations are searched for.
             tokens: pieces that are translated together, padding counted.
             max_length: pieces of a sentence that are read; what follows is cut off.
-            precision: of the matrix products. int8 is for CPUs.
+            precision: of the matrix products, on a GPU of all numbers but sums. int8 is for CPUs.
             workers: processes that each translate their own sentences on a CPU, one core each; 0: one a core, where the
                 system can fork. They are forks of the first call: not for a program that has threads of its own.
             shortlist: target pieces that are considered; None: all.
@@ -149,10 +150,8 @@ class Translator:
     def _translate(self, batch: "_Batch") -> list[list[Hypothesis]]:
         source, mask = pad_source(batch.sources)
         source, mask = source.to(self.device), None if mask is None else mask.to(self.device)
-        narrow = self.device.type != "cpu" and self.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
-            given = self.searched, source, mask, batch.search, batch.rows, batch.prefixes
-            return decode(*given, scores=batch.scores, shortlist=self.shortlist)
+        given = self.searched, source, mask, batch.search, batch.rows, batch.prefixes
+        return decode(*given, scores=batch.scores, shortlist=self.shortlist)
 
     def _share(self, batches: list["_Batch"]) -> list[list[list[Hypothesis]]]:
         if self.forks is None:
@@ -169,6 +168,10 @@ class Translator:
                 return pack(model, self.precision)
         elif self.precision == "int8":
             raise ValueError(f"precision=int8 is for CPUs, and the model is on {self.device}: choose bf16 or fp32.")
+        elif self.precision == "bf16":
+            model = copy.deepcopy(model)
+            for weight in model.parameters():  # tables of positions stay in float32
+                weight.data = weight.data.bfloat16()
         return model
 
     def log_probabilities(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:

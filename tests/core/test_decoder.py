@@ -5,9 +5,19 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from transformer_core import BlockConfig, Decoder, DecoderBlock, TokenEmbedding, padding_mask
+from transformer_core import (
+    BlockConfig,
+    CachedState,
+    Decoder,
+    DecoderBlock,
+    TokenEmbedding,
+    padding_mask,
+)
+from transformer_core.linear import Linear
+from transformer_core.multihead import record_attention
 from transformer_core.position import PositionName
 from transformer_core.score import ScoreName
+from transformer_core.state import replayable
 
 SCORES, POSITIONS = get_args(ScoreName), get_args(PositionName)
 NAMES = {
@@ -288,6 +298,39 @@ def test_a_cache_follows_its_beams_and_its_sentences(kept, rows, position):
     steps = torch.cat([model(piece, memory, cache) for piece in after.split(1, 1)], 1)
     whole = model(torch.cat([before[rows], after], 1), memory)
     assert_close(steps, whole[:, 3:], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("position", ["sinusoidal", "learned", "rotary"])
+def test_a_step_that_can_be_replayed_gives_what_a_plain_one_gives(position, beams):
+    chosen = config(dim=24, num_heads=6, num_kv_heads=2, position=position)
+    model, embedding = Decoder(chosen, depth=2).double().eval(), TokenEmbedding(31, chosen).double().eval()
+    output, memory = Linear(24, 31).double(), model.read(doubles(3, 5, 24), padding_mask(LENS, 5))
+    plain, other = (
+        CachedState(model, embedding, output, memory, beams=beams, capacity=75, replayed=replayed)
+        for replayed in (False, True)
+    )
+    sentences = 3
+    for step in range(75):
+        tokens = torch.randint(31, (sentences * beams,))
+        assert_close(other.step(tokens), plain.step(tokens), rtol=0, atol=1e-10)
+        parents = torch.randint(beams, (sentences, beams)) + torch.arange(sentences)[:, None] * beams
+        for state in (plain, other):
+            state.reorder(parents.flatten())
+        if step == 30:
+            sentences = 2
+            for state in (plain, other):
+                state.keep(torch.tensor([2, 1]))
+    with pytest.raises(ValueError, match="position 76 is past the capacity of the cache, 75"):
+        other.step(tokens)
+
+
+def test_positions_that_are_biases_and_weights_to_be_shown_are_not_replayed():
+    assert replayable(Decoder(config(), depth=1))
+    assert not replayable(Decoder(config(position="relative"), depth=1))
+    shown = Decoder(config(), depth=1)
+    with record_attention(shown):
+        assert not replayable(shown)
 
 
 def test_when_no_sentence_is_left_there_is_nothing_to_decode(decoder):

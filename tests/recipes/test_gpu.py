@@ -4,20 +4,27 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recipes import image_runs, loop, train_images
 from recipes.config import launch
 from recipes.reverse import Recipe, Reverse, Strings
+from recipes.runs import load
 from recipes.train_config import TrainConfig
+from tasks.translation.translator import Translator
 from transformer_core import BlockConfig, Cosine, DotProduct, GaussianKernel, ScaledDotProduct, attention
+from transformer_core.replay import Replay
+from transformer_core.search import SearchConfig
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("as_in_a_new_process"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_an_update_never_waits_for_the_device(tmp_path, monkeypatch):
     whole, updates = loop.update, []
 
@@ -53,9 +60,46 @@ def test_replayed_graphs_have_the_losses_of_a_plain_run(tmp_path):
     settings += ["--train.tensorboard=false", "--expected.metric="]
     settings += ["--model.block.dropout=0", "--model.block.drop_path=0"]
     losses = []
-    for name, flags in {"plain": [], "graphs": ["--train.compile=true", "--train.cuda_graphs=true"]}.items():
+    for name, flags in {
+        "plain": [],
+        "blocks": ["--train.compile=true"],
+        "graphs": ["--train.compile=true", "--train.cuda_graphs=true"],
+    }.items():
         folder = tmp_path / name
+        AcceleratorState._reset_state(reset_partial_state=True)
         launch(image_runs.Recipe, train_images.main, [*settings, f"--train.out={folder}", *flags])
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
-    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[2] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_replayed_function_runs_twice_and_follows_its_input():
+    calls, total = [], torch.zeros(3, device="cuda")
+
+    def function(given):
+        calls.append(given)
+        total.add_(given)
+        return total * 2
+
+    replay = Replay(function)
+    found = [replay(torch.full((3,), float(step), device="cuda")).tolist() for step in range(1, 6)]
+    assert found == [[2.0 * sum(range(step + 1))] * 3 for step in range(1, 6)] and len(calls) == 2
+    replay.forget()
+    assert replay(torch.ones(3, device="cuda")).tolist() == [32.0] * 3 and len(calls) == 3
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_gpu_translates_as_the_cpu_does(trained, beams):
+    search = SearchConfig(beams=beams)
+    fast, narrow = (load(trained.folder, search=search, precision=precision) for precision in ("fp32", "bf16"))
+    assert fast.device.type == "cuda"
+    sentences = trained.sentences() * 3
+    plain = Translator([model.cpu() for model in load(trained.folder).models], fast.source, fast.target, search=search)
+    expected = plain.n_best(sentences)
+    found = fast.n_best(sentences)
+    assert [each[0].text for each in found] == [each[0].text for each in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine[0].log_probability == pytest.approx(theirs[0].log_probability, abs=1e-3)
+    same = [one == other[0].text for one, other in zip(narrow.translate(sentences), expected, strict=True)]
+    assert sum(same) > 0.9 * len(same)
