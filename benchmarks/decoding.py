@@ -56,15 +56,15 @@ def main(recipe: Recipe) -> None:
         search = replace(translator.search, beams=beams, n_best=1, stop="first_k")
         work = DecodingWork(recipe.run, [ids[: translator.max_length] for ids in pieces], search)
         title = f"Translation, {'greedy' if beams == 1 else f'beam {beams}'}, {len(pieces)} sentences"
-        result = duel(title, "sentences", contenders(work), recipe.duel, flops=False)
+        on_gpu = torch.cuda.is_available()
+        taking_part = contenders_on_gpu(work) if on_gpu else contenders(work)
+        result = duel(title, "sentences", taking_part, recipe.duel, flops=False, on_gpu=on_gpu)
         compare(result)
         publish(result, recipe.duel.out, f"decoding_{beams}")
 
 
 def contenders(work: DecodingWork) -> list[Contender]:
     """Name all tools with their precisions and workers. CTranslate2 out of the box is its float32, one worker."""
-    if torch.cuda.is_available():
-        return on_gpu(work)
     cores = torch.get_num_threads()
     found = [
         tool("transformers", "plain", LEAGUES["plain"], work),
@@ -81,7 +81,7 @@ def contenders(work: DecodingWork) -> list[Contender]:
     return found
 
 
-def on_gpu(work: DecodingWork) -> list[Contender]:
+def contenders_on_gpu(work: DecodingWork) -> list[Contender]:
     """Name those that translate on a GPU: ours, and `generate` with a cache that grows and with a static one."""
     found: list[Contender] = []
     for label, setting, precision in PRECISIONS[:2]:

@@ -50,6 +50,8 @@ class DuelConfig:
     """Seconds between two turns, in which the threads of the last one go to sleep."""
     memory: float = 0.8
     """Share of the free memory for processes that are alive together; those beyond it sit in a later sitting."""
+    together: int = 8
+    """On a GPU: processes that compile and warm up at the same time, each with the memory of a step; all then stay."""
     out: str = "benchmarks/results"
     """Folder of the JSON files."""
 
@@ -195,7 +197,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + children
 
 
-def duel(title: str, unit: str, contenders: Sequence[Contender], config: DuelConfig, *, flops: bool = True) -> Result:
+def duel(
+    title: str,
+    unit: str,
+    contenders: Sequence[Contender],
+    config: DuelConfig,
+    *,
+    flops: bool = True,
+    on_gpu: bool = False,
+) -> Result:
     """Let contenders do the same work by turns. `flops`: count the operations of a unit on our model.
 
     A peer that is not installed, or cannot do the work, is left out, and the result says so. Raises Failed where one of
@@ -218,7 +228,11 @@ def duel(title: str, unit: str, contenders: Sequence[Contender], config: DuelCon
     while waiting:
         result.sittings += 1
         with ExitStack() as stack:
-            workers = list(seated(waiting, stack, config, budget, result))
+            if on_gpu:
+                workers = warmed_up([GPU_LIMIT, *waiting], config, stack)
+                waiting.clear()
+            else:
+                workers = list(seated(waiting, stack, config, budget, result))
             play(workers, config)
             for worker in workers:
                 worker.entry.sitting = result.sittings
@@ -268,6 +282,29 @@ def seated(
         yield worker
 
 
+def warmed_up(contenders: Sequence[Contender], config: DuelConfig, stack: ExitStack) -> list[Worker]:
+    """Start processes, some at a time, and return those that can do their work; the others are shown.
+
+    Raises Failed where one of ours cannot.
+    """
+    installed = [each for each in contenders if not each.needs or find_spec(each.needs) is not None]
+    ready: list[Worker] = []
+    for begin in range(0, len(installed), config.together):
+        some = (Worker(each, warmup=config.warmup, steps=config.steps) for each in installed[begin:][: config.together])
+        for worker in [stack.enter_context(each) for each in some]:
+            name = f"{worker.contender.name}, {worker.entry.league}"
+            try:
+                peak = worker.ask("start")
+            except Failed as failure:
+                if worker.contender.ours:
+                    raise
+                console().print(f"left out: {name}: {failure}", soft_wrap=True, markup=False)
+                continue
+            console().print(f"ready: {name}, {peak / 2**20:,.0f} MB", soft_wrap=True)
+            ready.append(worker)
+    return ready
+
+
 def matrix_product(setting: Setting, size: int, device: str = "cpu") -> Step:
     """Multiply square matrices, the most arithmetic that a machine can do; a unit is 10^9 operations."""
     dtype = torch.bfloat16 if setting == "bf16" else torch.float32
@@ -287,3 +324,6 @@ LIMITS = [
     for setting in ("plain", "bf16")
 ]
 """What the machine can do, measured like everybody else."""
+GPU_LIMIT = Contender(
+    name="matrix product", make=matrix_product, arguments=(8192, "cuda"), setting="bf16", league="limit"
+)

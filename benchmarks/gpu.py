@@ -10,22 +10,20 @@ others hold weights, but no activations.
 """
 
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import torch
 
-from benchmarks.duel import Contender, DuelConfig, Failed, Worker, matrix_product, play
+from benchmarks.duel import GPU_LIMIT, Contender, DuelConfig, play, warmed_up
 from benchmarks.peers import images, text
 from benchmarks.peers.images import ImageWork
 from benchmarks.result import Result
 from benchmarks.tables import publish
 from benchmarks.training_text import BLOCKS, read_work
 from recipes.config import launch
-from recipes.tracking import console
 from recipes.train_translation import Recipe as Translation
 from tasks.errors import InputError
 
@@ -41,13 +39,12 @@ TOKENS = {"base": 25_000, "big": 12_000}
 """Target tokens of a batch, padding counted."""
 IMAGES = {
     "vit_s": ImageWork(224, 16, depth=12, dim=384, num_heads=6, hidden_dim=1536, batch=256),
-    "vit_b": ImageWork(224, 16, depth=12, dim=768, num_heads=12, hidden_dim=3072, batch=128),
-    "vit_l": ImageWork(224, 16, depth=24, dim=1024, num_heads=16, hidden_dim=4096, batch=64),
+    "vit_b": ImageWork(224, 16, depth=12, dim=768, num_heads=12, hidden_dim=3072, batch=192),
+    "vit_l": ImageWork(224, 16, depth=24, dim=1024, num_heads=16, hidden_dim=4096, batch=96),
 }
 NEEDS = {"transformer_core": "", "transformers": "transformers", "timm": "timm"}
 """Who takes part where it knows the shape, and the package of each."""
 DEVICE = "cuda"
-LIMIT = Contender(name="matrix product", make=matrix_product, arguments=(8192, DEVICE), setting="bf16", league="limit")
 
 
 Shape = Literal["base", "big", "vit_s", "vit_b", "vit_l"]
@@ -59,8 +56,6 @@ class Recipe(Translation):
 
     shapes: list[Shape] = field(default_factory=lambda: ["base", "big", "vit_s", "vit_b", "vit_l"])
     """What is trained, one after the other."""
-    together: int = 4
-    """Processes that compile and warm up at the same time; each needs the memory of a step."""
     duel: DuelConfig = field(default_factory=lambda: DuelConfig(steps=6, warmup=6, pause=0.0))
 
 
@@ -79,7 +74,10 @@ def main(recipe: Recipe) -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # of each process
     matches = [match(recipe, shape) for shape in recipe.shapes]
     with ExitStack() as stack:
-        limit, *workers = warmed_up([LIMIT, *(each for match in matches for each in match.contenders)], recipe, stack)
+        # Shape by shape, so that large models warm up beside small ones.
+        places = zip_longest(*(match.contenders for match in matches))
+        contenders = [contender for place in places for contender in place if contender is not None]
+        limit, *workers = warmed_up([GPU_LIMIT, *contenders], recipe.duel, stack)
         play([limit, *workers], recipe.duel)
         for shape, contenders, result in matches:
             result.add(limit.entry)
@@ -120,32 +118,6 @@ def match(recipe: Recipe, shape: Shape) -> Match:
         if name in peers
     ]
     return Match(shape, contenders, Result(title=f"Training step on a GPU in bf16, {title}", unit=unit, sittings=1))
-
-
-def warmed_up(contenders: Sequence[Contender], recipe: Recipe, stack: ExitStack) -> list[Worker]:
-    """Start some processes at a time and return those that can do their work.
-
-    Raises Failed where one of ours cannot.
-    """
-    installed = [each for each in contenders if not each.needs or find_spec(each.needs) is not None]
-    ready: list[Worker] = []
-    for begin in range(0, len(installed), recipe.together):
-        some = installed[begin : begin + recipe.together]
-        for worker in [
-            stack.enter_context(Worker(each, warmup=recipe.duel.warmup, steps=recipe.duel.steps)) for each in some
-        ]:
-            try:
-                peak = worker.ask("start")
-            except Failed as failure:
-                if worker.contender.ours:
-                    raise
-                console().print(f"left out: {worker.contender.name}, {worker.entry.league}: {failure}", soft_wrap=True)
-                continue
-            console().print(
-                f"ready: {worker.contender.name}, {worker.entry.league}, {peak / 2**20:,.0f} MB", soft_wrap=True
-            )
-            ready.append(worker)
-    return ready
 
 
 if __name__ == "__main__":

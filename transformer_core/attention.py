@@ -67,7 +67,7 @@ def attention(
         allowed = allowed | blind
     if bias is not None:
         allowed = bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
-        allowed = allowed.to(q.dtype)
+        allowed = allowed.to(q.dtype).contiguous()  # the kernels of GPUs refuse numbers that do not lie side by side
     out = F.scaled_dot_product_attention(
         q, k, value, allowed, dropout, is_causal=aligned, scale=scale, enable_gqa=grouped
     )

@@ -10,7 +10,6 @@ All have a class token, learned positions, the norm first, GELU, no dropout, and
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from benchmarks.duel import Setting, Step
-from benchmarks.peers.steps import ForwardStep, TrainingStep
+from benchmarks.peers.steps import ForwardStep, TrainingStep, compile_blocks
 from recipes.compiling import compiled
 from tasks.image_classification.model import ImageModelConfig, build_model
 from tasks.image_classification.vit import VitConfig
@@ -48,7 +47,7 @@ class ImageWork:
     """Whether ours computes the activations of its blocks again in the backward pass."""
     device: str = "cpu"
     compiled: bool = False
-    """Whether the model goes through torch.compile."""
+    """Whether its blocks go through torch.compile, or the whole model where it has none in a list."""
 
     def images(self) -> Tensor:
         """Return (batch, 3, size, size) noise, the same for everybody."""
@@ -159,7 +158,7 @@ def training(setting: Setting, name: str, work: ImageWork) -> Step:
     """Train a model on one batch: cross-entropy."""
     model = PEERS[name][1](work).to(work.device)
     if work.compiled:
-        model = compiled(model, ragged=False) if PEERS[name][1] is ours else cast(nn.Module, torch.compile(model))
+        model = compiled(model, ragged=False) if PEERS[name][1] is ours else compile_blocks(model)
     images, labels = work.images(), work.labels()
 
     def loss(images: Tensor) -> Tensor:

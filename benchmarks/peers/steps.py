@@ -17,6 +17,14 @@ def precision(setting: Setting, device: str = "cpu") -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=setting == "bf16")
 
 
+def compile_blocks(model: nn.Module, *, dynamic: bool | None = None) -> nn.Module:
+    """Compile the blocks that a model repeats, in place, or the model where it has no list of them, and return it."""
+    stacks = [stack for stack in model.modules() if isinstance(stack, nn.ModuleList) and len(stack) > 1]
+    for part in [block for stack in stacks for block in stack] or [model]:
+        part.compile(dynamic=dynamic)
+    return model
+
+
 class TrainingStep(Generic[Batch]):
     """One update after the other: forward, loss, backward, fused AdamW. The units are the targets of the batch."""
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.duel import Setting, Step
 from benchmarks.peers.hugging_face import translation_model
-from benchmarks.peers.steps import TrainingStep
+from benchmarks.peers.steps import TrainingStep, compile_blocks
 from recipes.compiling import compiled
 from recipes.train_translation import Recipe
 from tasks.translation.model import TranslationModel
@@ -48,7 +48,7 @@ class TextWork:
     pieces: list[list[tuple[list[int], list[int]]]]
     device: str = "cpu"
     compiled: bool = False
-    """Whether the model goes through torch.compile; then so does the loss of those whose loss is not their own."""
+    """Whether blocks go through torch.compile; then so does the loss of those whose loss is not their own."""
 
     def batches(self) -> list[Batch]:
         """Return the batches as tensors."""
@@ -57,11 +57,10 @@ class TextWork:
         return [batch.to(torch.device(self.device)) for batch in made]
 
     def placed(self, model: nn.Module) -> Any:
-        """Return a model of somebody else's on the device, to be compiled as a whole if asked for."""
-        model.to(self.device)
+        """Return a model of somebody else's on the device, with compiled blocks if asked for."""
         if self.compiled:
-            model.compile(dynamic=True)
-        return model
+            compile_blocks(model, dynamic=True)
+        return model.to(self.device)
 
     def step(self, setting: Setting, model: nn.Module, loss: Any) -> TrainingStep[Batch]:
         """Return an update with a loss that is summed over real target tokens."""

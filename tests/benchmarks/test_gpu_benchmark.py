@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.duel import matrix_product
 from benchmarks.peers import images
 from benchmarks.result import Result
 from recipes.config import launch
@@ -28,7 +27,7 @@ def test_each_shape_gets_a_table_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # in the processes that train
     monkeypatch.setattr(gpu, "NEEDS", {"transformer_core": "", "timm": "timm"})
     monkeypatch.setattr(gpu, "IMAGES", {"vit_s": TINY})
-    monkeypatch.setattr(gpu, "LIMIT", replace(gpu.LIMIT, make=matrix_product, arguments=(64,)))
+    monkeypatch.setattr(gpu, "GPU_LIMIT", replace(gpu.GPU_LIMIT, arguments=(64,)))
     given = ["--shapes=[vit_s]", "--duel.rounds=2", "--duel.warmup=1", "--duel.steps=2", f"--duel.out={tmp_path}"]
     launch(gpu.Recipe, gpu.main, given)
     result = Result.load(tmp_path / "gpu_vit_s.json")
