@@ -8,7 +8,7 @@ Nothing is computed and no data are read. Flags with a dot are settings of the r
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,14 +20,15 @@ from rich.table import Table
 from recipes.config import launch
 from recipes.inspection.closed_form import Flops
 from recipes.inspection.dry_run import Device
-from recipes.inspection.flops import forward_flops, training_flops
-from recipes.inspection.layers import Layer, layers
-from recipes.inspection.memory import Memory, inference, largest_batch, training
+from recipes.inspection.flops import evaluation, update
+from recipes.inspection.layers import Layer, OutputShapes, layers
+from recipes.inspection.memory import Memory, Precision, inference, largest_batch, training
 from recipes.inspection.subject import Subject, read_subject
 from tasks.errors import InputError
 
 GB = 1024**3
 """Bytes of a gigabyte as the memory of GPUs is counted."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +72,18 @@ def main(recipe: Recipe, settings: Sequence[str] = ()) -> None:
     subject = read_subject(paths, settings, **sizes)
     batch = recipe.batch or subject.examples
     console = Console()
-    found = layers(subject, batch, depth=recipe.depth)
-    counted = forward_flops(subject, batch, recipe.device), training_flops(subject, batch, recipe.device)
+    shapes = OutputShapes(subject.model)
+    forward, evaluated = evaluation(subject, batch, recipe.device, watch=shapes)
+    step, updated = update(subject, batch, recipe.device, recompute=subject.recompute)
+    found = layers(subject, {**shapes.found, **subject.logits(batch)}, depth=recipe.depth)
+    memory = memories(subject, batch, recipe.device, evaluated, updated)
     formula = None if subject.closed_form is None else subject.closed_form(batch)
     title = f"{recipe.recipe}: {batch} {_examples(subject)}, {subject.said}"
-    console.print(layer_table(found, title), parts_table(found, formula), flops_table(counted, formula))
-    console.print(memory_table(subject, batch, recipe.device))
-    for line in lines(subject, recipe, batch, counted[1]):
+    console.print(layer_table(found, title), parts_table(found, formula), flops_table((forward, step), formula))
+    console.print(
+        memory_table(memory, f"GB on {recipe.device}", f"{subject.train.optimizer}, {batch} {_examples(subject)}")
+    )
+    for line in lines(subject, recipe, batch, step, memory[subject.train.precision, subject.recompute].peak):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -129,38 +135,56 @@ def flops_table(counted: tuple[Flops, Flops], formula: tuple[int, Flops] | None)
     return table
 
 
-def memory_table(subject: Subject, batch: int, device: Device) -> Table:
-    """Lay out memory at inference and in training, for each precision, with and without recomputing activations."""
-    found: dict[str, Memory] = {}
-    for precision in ("fp32", "bf16"):
-        found[f"inference\n{precision}"] = inference(subject, batch, device, precision)
-    for precision in ("fp32", "bf16"):
-        for again, recompute in (("", False), ("\nrecompute", True)):
-            memory = training(subject, batch, device, precision, recompute=recompute)
-            found[f"training\n{precision}{again}"] = memory
+def memories(
+    subject: Subject, batch: int, device: Device, evaluated: Memory, updated: Memory
+) -> dict[tuple[Precision, bool | None], Memory]:
+    """Count memory in each precision: at inference, and in training with activations recomputed or not.
+
+    The second name of each is whether they are, None at inference. What has been counted in float32 is given.
+    """
+    found: dict[tuple[Precision, bool | None], Memory] = {("fp32", None): evaluated}
+    found["bf16", None] = inference(subject, batch, device, "bf16")
+    for precision in PRECISIONS:
+        for recompute in (False, True):
+            known = precision == "fp32" and recompute == subject.recompute
+            found[precision, recompute] = (
+                updated if known else training(subject, batch, device, precision, recompute=recompute)
+            )
+    return found
+
+
+def memory_table(found: Mapping[tuple[Precision, bool | None], Memory], corner: str, of: str) -> Table:
+    """Lay out what `memories` has found."""
     table = Table(
-        f"GB on {device}",
-        title=f"Memory: {subject.train.optimizer}, {batch} {_examples(subject)}",
+        corner,
+        title=f"Memory: {of}",
         caption="At once: gradients come as activations go. Under bf16 weights and gradients stay in float32, "
         "4 + 4 + 8 bytes a parameter with Adam, and matrices have copies of 2; mixed precision usually counts as 20.",
         box=SIMPLE,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name in found:
-        table.add_column(name, justify="right")
+    for precision, recompute in found:
+        name = f"inference\n{precision}" if recompute is None else f"training\n{precision}"
+        table.add_column(f"{name}\nrecompute" if recompute else name, justify="right")
     names = ("weights", "gradients", "optimizer", "average", "bf16 copies", "activations", "at once")
     for name, *numbers in zip(names, *found.values(), strict=True):
         table.add_row(name, *(f"{number / GB:,.2f}" if number else "" for number in numbers))
     return table
 
 
-def lines(subject: Subject, recipe: Recipe, batch: int, step: Flops) -> list[str]:
-    """Answer what was asked: the largest batch, the time of the run, the number of epochs."""
+def lines(subject: Subject, recipe: Recipe, batch: int, step: Flops, peak: int) -> list[str]:
+    """Answer what was asked: the largest batch, the time of the run, the number of epochs.
+
+    `step` and `peak` are FLOPs and bytes of a micro-batch.
+    """
     config, said = subject.train, []
     unit, kind = subject.task.unit, _examples(subject)
     if recipe.memory_gb:
-        largest = largest_batch(recipe.memory_gb * GB, lambda size: _peak(subject, size, recipe.device), batch)
+        counted = {batch: peak}
+        largest = largest_batch(
+            recipe.memory_gb * GB, lambda size: counted.get(size) or _peak(subject, size, recipe.device), batch
+        )
         tokens = f", {largest * subject.units:,} {unit} of target" if subject.units > 1 else ""
         said.append(
             f"largest micro-batch in {recipe.memory_gb:g} GB, {config.precision}: {largest:,} {kind}{tokens}; what a "

@@ -1,15 +1,16 @@
-"""FLOPs of a forward pass and of a training step, counted operation by operation in a dry run."""
+"""FLOPs of a forward pass and of a training step, counted operation by operation in the dry run that counts memory."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from recipes.inspection.closed_form import Flops
-from recipes.inspection.dry_run import Device, dry_run
-from recipes.inspection.memory import as_trained
+from recipes.inspection.dry_run import Device
+from recipes.inspection.memory import NOTHING, Memory, inference, training
 from recipes.inspection.subject import Subject
 
 Counts = Mapping[str, Mapping[Any, int]]
@@ -35,29 +36,26 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-def forward_flops(subject: Subject, examples: int, device: Device) -> Flops:
-    """Count an evaluation of a batch."""
-    with dry_run(device), torch.no_grad():
-        model = subject.model.eval()
-        with flop_counter() as counter:
-            subject.forward(model, subject.batch(examples))
-    return _forward(counter.get_flop_counts(), type(model).__name__, subject)
+def evaluation(
+    subject: Subject, examples: int, device: Device, *, watch: AbstractContextManager[Any] = NOTHING
+) -> tuple[Flops, Memory]:
+    """Count an evaluation of a batch in float32; what else is to be seen of it, `watch` sees."""
+    counter = flop_counter()
+    memory = inference(subject, examples, device, "fp32", watch=_both(watch, counter))
+    return _forward(counter.get_flop_counts(), type(subject.model).__name__, subject), memory
 
 
-def training_flops(subject: Subject, examples: int, device: Device) -> Flops:
-    """Count a micro-batch forward and backward, recomputed blocks as often as they are computed.
+def update(subject: Subject, examples: int, device: Device, *, recompute: bool) -> tuple[Flops, Memory]:
+    """Count a micro-batch in float32 forward and backward, recomputed blocks as often as they are computed.
 
     Gradients of the logits of a translator are made in the forward pass, and counted there.
     """
-    with dry_run(device):
-        model = as_trained(subject, subject.model)
-        with flop_counter() as counter:
-            total = subject.task.loss(model, subject.batch(examples)).total
-        ahead = counter.get_flop_counts()
-        with flop_counter() as counter:
-            total.backward()
-        back = Counter(counter.get_flop_counts()["Global"])
-    name = type(model).__name__
+    there, back_again = flop_counter(), flop_counter()
+    memory = training(subject, examples, device, "fp32", recompute=recompute, watch=(there, back_again))
+    if recompute:  # PyTorch's counter keeps what is computed again, so memory is counted without it
+        memory = training(subject, examples, device, "fp32", recompute=True)
+    ahead, back = there.get_flop_counts(), Counter(back_again.get_flop_counts()["Global"])
+    name = type(subject.model).__name__
     convolutions, patches = _convolutions(back), _inside(ahead, name, subject.before)
     # The patches of an image have one gradient, that of their weight; those of a stem, and logits, have two.
     before = convolutions + (2 if convolutions else 1) * (sum(patches.values()) - _convolutions(patches))
@@ -65,7 +63,15 @@ def training_flops(subject: Subject, examples: int, device: Device) -> Flops:
     attention = _products(back)
     linear = sum(back.values()) - before - logits - attention
     own = before, attention, linear, logits
-    return Flops(*map(sum, zip(_forward(ahead, name, subject), own, strict=True)))
+    return Flops(*map(sum, zip(_forward(ahead, name, subject), own, strict=True))), memory
+
+
+@contextmanager
+def _both(*watching: AbstractContextManager[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for each in watching:
+            stack.enter_context(each)
+        yield
 
 
 def _forward(counts: Counts, model: str, subject: Subject) -> Flops:

@@ -1,12 +1,10 @@
 """The layers of a model: what they return and how many parameters they have."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 
-from recipes.inspection.dry_run import dry_run
 from recipes.inspection.subject import Subject
 
 
@@ -26,33 +24,40 @@ class Layer(NamedTuple):
     """Part of the model that it belongs to."""
 
 
-def layers(subject: Subject, examples: int, *, depth: int) -> list[Layer]:
-    """Return the layers that learn, in the order of the model, as modules `depth` names deep or without parts."""
-    with dry_run("cuda"), torch.no_grad():
-        model = subject.model.eval()
-        shapes, hooks = dict(subject.logits(examples)), []
+class OutputShapes:
+    """Notes the shape of what each module of a model returns, inside a `with`."""
 
-        def keep(name: str) -> None:
-            def hook(module: nn.Module, inputs: object, output: object) -> None:
-                if isinstance(output, Tensor):
-                    shapes.setdefault(name, tuple(output.shape))
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.found: dict[str, tuple[int, ...]] = {}
 
-            hooks.append(model.get_submodule(name).register_forward_hook(hook))
+    def __enter__(self) -> Self:
+        self._hooks = [module.register_forward_hook(self._note(name)) for name, module in self.model.named_modules()]
+        return self
 
-        for name, _ in model.named_modules():
-            keep(name)
-        subject.forward(model, subject.batch(examples))
-        for hook in hooks:
+    def __exit__(self, *details: object) -> None:
+        for hook in self._hooks:
             hook.remove()
-        counted: set[nn.Parameter] = set()
-        found = []
-        for name, kind, weights, shape in _rows(model, "", depth):
-            fresh = [weight for weight in weights if weight not in counted]
-            counted.update(fresh)
-            first = name.partition(".")[0]
-            number = sum(weight.numel() for weight in fresh)
-            part = subject.parts.get(first, first)
-            found.append(Layer(name, kind, shapes.get(name, shape), number, len(fresh) < len(weights), part))
+
+    def _note(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                self.found.setdefault(name, tuple(output.shape))
+
+        return hook
+
+
+def layers(subject: Subject, shapes: Mapping[str, tuple[int, ...]], *, depth: int) -> list[Layer]:
+    """Return the layers that learn, in the order of the model, as modules `depth` names deep or without parts."""
+    counted: set[nn.Parameter] = set()
+    found = []
+    for name, kind, weights, shape in _rows(subject.model, "", depth):
+        fresh = [weight for weight in weights if weight not in counted]
+        counted.update(fresh)
+        first = name.partition(".")[0]
+        number = sum(weight.numel() for weight in fresh)
+        part = subject.parts.get(first, first)
+        found.append(Layer(name, kind, shapes.get(name, shape), number, len(fresh) < len(weights), part))
     return found
 
 

@@ -1,7 +1,8 @@
 """Memory of a model at inference and in training, from the ledger of a dry run."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from recipes.inspection.subject import Subject
 Precision = Literal["fp32", "bf16"]
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 """Numbers that an optimizer keeps for each weight."""
+NOTHING = nullcontext()
 
 
 class Memory(NamedTuple):
@@ -37,22 +39,36 @@ class Memory(NamedTuple):
     """The most that lives at one time; gradients come as activations go, so it is no sum."""
 
 
-def inference(subject: Subject, examples: int, device: Device, precision: Precision) -> Memory:
-    """Count an evaluation of a batch, without gradients."""
+def inference(
+    subject: Subject,
+    examples: int,
+    device: Device,
+    precision: Precision,
+    *,
+    watch: AbstractContextManager[Any] = NOTHING,
+) -> Memory:
+    """Count an evaluation of a batch, without gradients; what else is to be seen of it, `watch` sees."""
     with dry_run(device), torch.no_grad():
         model = subject.model.eval()
-        with Ledger(model, device) as ledger, autocast(precision):
+        with Ledger(model, device) as ledger, watch, autocast(precision):
             subject.forward(model, subject.batch(examples))
         weights = size_of(model)
     return Memory(weights, 0, 0, 0, 0, 0, weights + ledger.peak)
 
 
 def training(
-    subject: Subject, examples: int, device: Device, precision: Precision, *, recompute: bool | None = None
+    subject: Subject,
+    examples: int,
+    device: Device,
+    precision: Precision,
+    *,
+    recompute: bool | None = None,
+    watch: tuple[AbstractContextManager[Any], AbstractContextManager[Any]] = (NOTHING, NOTHING),
 ) -> Memory:
     """Count an update, the micro-batch in which it needs the most; a teacher and other processes are left out.
 
-    `recompute` overrules the configuration of the model, unless it is None.
+    `recompute` overrules the configuration of the model, unless it is None. The two of `watch` see what else is to be
+    seen of the way forward and of the way back.
     """
     config = subject.train
     with dry_run(device):
@@ -63,10 +79,11 @@ def training(
             for weight in learned:
                 weight.grad = torch.zeros_like(weight)
         with Ledger(model, device) as ledger:
-            with autocast(precision):
+            with watch[0], autocast(precision):
                 total = subject.task.loss(model, subject.batch(examples)).total
             copies, kept = ledger.weight_copies, ledger.live
-            total.backward()
+            with watch[1]:
+                total.backward()
         weights, before = size_of(model), gradients if config.accumulate > 1 else 0
         optimizer = MOMENTS[config.optimizer] * gradients
         average = sum(weight.nbytes for weight in model.parameters()) if config.ema else 0

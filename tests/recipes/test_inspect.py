@@ -9,8 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from recipes import inspect_model
 from recipes.config import launch, read
-from recipes.inspection.flops import flop_counter, forward_flops, training_flops
-from recipes.inspection.layers import layers
+from recipes.inspection.flops import evaluation, flop_counter, update
+from recipes.inspection.layers import Layer, OutputShapes, layers
 from recipes.inspection.memory import as_trained, inference, largest_batch, training
 from recipes.inspection.subject import Subject, read_subject
 from tasks.errors import InputError
@@ -42,6 +42,12 @@ def subject(settings: list[str], *more: str, length: int = 29) -> Subject:
     return read_subject([], [*settings, *more], length=length, classes=37, characters=90)
 
 
+def rows(given: Subject, examples: int) -> list[Layer]:
+    shapes = OutputShapes(given.model)
+    evaluation(given, examples, "cuda", watch=shapes)
+    return layers(given, {**shapes.found, **given.logits(examples)}, depth=3)
+
+
 def counted(run) -> int:
     with flop_counter() as counter:
         run()
@@ -54,20 +60,18 @@ def test_flops_are_those_of_a_real_run_and_of_the_formula(settings):
     model, batch = given.task.build(), given.batch(5)
     with torch.no_grad():
         real = counted(lambda: given.forward(model.eval(), batch))
-    found = forward_flops(given, 5, "cpu")
+    found, _ = evaluation(given, 5, "cpu")
     assert found.total == pytest.approx(real, rel=0.02)
     assert given.closed_form(5)[1] == pytest.approx(found, rel=0.02)
     real = counted(lambda: given.task.loss(model.train(), batch).total.backward())
-    assert training_flops(given, 5, "cpu").total == pytest.approx(real, rel=0.02)
+    step, _ = update(given, 5, "cpu", recompute=False)
+    assert step.total == pytest.approx(real, rel=0.02)
 
 
 def test_a_training_step_takes_three_forward_passes_and_a_fourth_where_blocks_are_recomputed():
-    plain, again = subject(TRANSLATION), subject(TRANSLATION, "--model.block.recompute", "true")
-    forward, step, longer = (
-        forward_flops(plain, 7, "cuda"),
-        training_flops(plain, 7, "cuda"),
-        training_flops(again, 7, "cuda"),
-    )
+    given = subject(TRANSLATION)
+    forward, _ = evaluation(given, 7, "cuda")
+    (step, _), (longer, _) = (update(given, 7, "cuda", recompute=recompute) for recompute in (False, True))
     # Fused attention computes its scores once more backward: 2 products forward, 5 backward.
     assert step.linear == pytest.approx(3 * forward.linear, rel=0.02)
     assert step.logits == pytest.approx(3 * forward.logits, rel=0.02)
@@ -86,7 +90,7 @@ def test_a_training_step_takes_three_forward_passes_and_a_fourth_where_blocks_ar
 def test_parameters_are_those_of_the_formula_and_published(name, published):
     flags = ["--data.vocabulary.size", "37000"] if name in ("base", "big") else []
     given = read_subject([inspect_model.find(name)], flags, length=8, classes=1000, characters=90)
-    number = sum(layer.parameters for layer in layers(given, 1, depth=3))
+    number = sum(layer.parameters for layer in rows(given, 1))
     assert number == given.closed_form(1)[0]
     assert number == pytest.approx(published, rel=1e-9 if isinstance(published, int) else 0.04)
 
@@ -151,6 +155,13 @@ def test_peak_on_a_gpu_is_what_its_allocator_saw(settings, precision):
     assert found.peak - found.optimizer == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
 
 
+def test_what_else_is_watched_changes_no_memory():
+    given = subject(VIT)
+    assert evaluation(given, 4, "cuda")[1] == inference(given, 4, "cuda", "fp32")
+    for again in (False, True):
+        assert update(given, 4, "cuda", recompute=again)[1] == training(given, 4, "cuda", "fp32", recompute=again)
+
+
 def test_the_devices_differ_where_their_kernels_do():
     given = subject(TRANSLATION, "--model.block.attention_dropout", "0.1", length=256)
     cpu, cuda = (training(given, 8, device, "fp32", recompute=False) for device in ("cpu", "cuda"))
@@ -189,13 +200,13 @@ def test_the_largest_batch_fits_and_one_more_does_not(fixed):
 
 
 def test_the_table_shows_each_layer_with_its_output_and_counts_tied_weights_once():
-    found = {layer.name: layer for layer in layers(subject(TRANSLATION), 5, depth=3)}
+    found = {layer.name: layer for layer in rows(subject(TRANSLATION), 5)}
     assert found["encoder.blocks.2"].shape == found["decoder.blocks.1"].shape == (5, 29, 96)
     assert found["encoder.blocks.0"].parameters == 12 * 96 * 96 + 13 * 96
     assert found["target_embedding.tokens"].parameters == 1200 * 96
     assert (found["output"].parameters, found["output"].shared) == (0, True)
     assert found["output"].shape == (5 * 29, 1200)
-    vit = {layer.name: layer for layer in layers(subject(VIT), 5, depth=3)}
+    vit = {layer.name: layer for layer in rows(subject(VIT), 5)}
     assert vit["encoder.blocks.2"].shape == (5, 57, 96)
     assert vit["encoder.blocks.3"].shape == (5, 1, 96)
 
@@ -225,7 +236,7 @@ def test_the_program_prints_all_and_takes_settings_of_the_recipe(capsys, tmp_pat
 def test_a_reader_of_text_is_known_by_its_own_settings_and_counted_like_the_real_one():
     given = read_subject([inspect_model.find("recognition")], [], length=8, classes=10, characters=90)
     assert given.task.unit == "characters" and given.units == 25
-    number = sum(layer.parameters for layer in layers(given, 1, depth=3))
+    number = sum(layer.parameters for layer in rows(given, 1))
     assert number == given.closed_form(1)[0]
     real = Reader(given.task.model, 90, channels=1, size=(32, 256))
     assert number == sum(weight.numel() for weight in real.parameters())
