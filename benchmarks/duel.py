@@ -25,11 +25,17 @@ from benchmarks.result import Entry, Result
 from recipes.inspection.flops import flop_counter
 from recipes.processes import use_machine
 from recipes.tracking import console
+from transformer_core.packing import has_bfloat16
 
 Setting = Literal["plain", "knobs", "bf16"]
 LEAGUES: dict[Setting, str] = {"plain": "out of the box", "knobs": "our knobs, float32", "bf16": "our knobs, bf16"}
 Step = Callable[[], float]
 """Does one piece of work and returns how many units it was: tokens, images, sentences."""
+
+
+def settings_of_this_machine() -> list[Setting]:
+    """Return all settings that are worth a measurement here."""
+    return ["plain", "knobs", *(["bf16"] if torch.backends.mkldnn.is_available() and has_bfloat16() else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +50,9 @@ class DuelConfig:
     """Steps of each before the first round."""
     only: list[str] = field(default_factory=list)
     """Names of the contenders that take part; empty: all that are installed."""
-    settings: list[Setting] = field(default_factory=lambda: ["plain", "knobs", "bf16"])
-    """Out of the box, with the threads and the allocator of our programs, and with those under bf16 autocast."""
+    settings: list[Setting] = field(default_factory=settings_of_this_machine)
+    """Out of the box, with the threads and the allocator of our programs, and with those under bf16 autocast; the last
+    by default where the CPU has instructions for it."""
     pause: float = 0.3
     """Seconds between two turns, in which the threads of the last one go to sleep."""
     memory: float = 0.8

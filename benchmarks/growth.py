@@ -24,8 +24,8 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.result import command, machine, versions
-from benchmarks.tables import Sheet
+from benchmarks.result import command, machine
+from benchmarks.tables import Sheet, keep
 from recipes.config import launch
 from recipes.inspection.flops import flop_counter
 from recipes.processes import use_machine
@@ -124,17 +124,7 @@ def main(recipe: Recipe) -> None:
     note = f"`{command()}`. {facts['processor']}, {facts['cores']} cores, torch {torch.__version__}. Medians of "
     note += f"{recipe.rounds} steps."
     sheet = Sheet("How the cost of a training step grows", head, rows, [note])
-    sheet.show()
-    folder = Path(recipe.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "command": command(),
-        "machine": facts,
-        "versions": versions(),
-        "curves": [asdict(curve) for curve in curves],
-    }
-    (folder / "growth.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "growth.md").write_text(sheet.markdown() + "\n", encoding="utf-8")
+    keep(sheet, recipe.out, "growth", curves=[asdict(curve) for curve in curves])
 
 
 def measure(axis: Axis, rounds: int) -> Curve:

@@ -10,10 +10,8 @@ batch fits, and that batch is then run, so that the last column is measured as w
 activations of the blocks computed again in the backward pass (model.block.recompute).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +20,7 @@ from benchmarks import training_text
 from benchmarks.duel import Contender, Failed, Setting, Step, Worker
 from benchmarks.peers import images, text
 from benchmarks.result import command, machine, versions
-from benchmarks.tables import Sheet
+from benchmarks.tables import Sheet, keep
 from recipes.config import launch
 from recipes.train_translation import Recipe as Translation
 from tasks.translation.model import TranslationConfig
@@ -89,17 +87,7 @@ def main(recipe: Recipe) -> None:
         except Failed as failure:
             left_out[name] = str(failure).partition("\n")[0]
     sheet = make_sheet(recipe, found, left_out)
-    sheet.show()
-    folder = Path(recipe.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "command": command(),
-        "machine": machine(),
-        "versions": versions(),
-        "fits": [asdict(each) for each in found],
-    }
-    (folder / f"memory_{recipe.task}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / f"memory_{recipe.task}.md").write_text(sheet.markdown() + "\n", encoding="utf-8")
+    keep(sheet, recipe.out, f"memory_{recipe.task}", fits=[asdict(each) for each in found])
 
 
 def names(recipe: Recipe) -> list[str]:

@@ -24,8 +24,8 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 import recipes
-from benchmarks.result import command, machine, versions
-from benchmarks.tables import Sheet
+from benchmarks.result import command, machine
+from benchmarks.tables import Sheet, keep
 from recipes.config import launch, load_config
 from recipes.evaluation import evaluate
 from recipes.loop import train
@@ -126,18 +126,7 @@ def main(recipe: Recipe) -> None:
     configs = model_configs(recipe)
     with TemporaryDirectory() as folder:
         found = [train_for(recipe, name, config, Path(folder, name)) for name, config in configs.items()]
-    sheet = make_sheet(recipe, found)
-    sheet.show()
-    out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "command": command(),
-        "machine": machine(),
-        "versions": versions(),
-        "models": [asdict(each) for each in found],
-    }
-    (out / "recurrent.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (out / "recurrent.md").write_text(sheet.markdown() + "\n", encoding="utf-8")
+    keep(make_sheet(recipe, found), recipe.out, "recurrent", models=[asdict(each) for each in found])
 
 
 def model_configs(recipe: Recipe) -> dict[ModelName, TranslationConfig]:

@@ -24,8 +24,8 @@ from typing import Literal, get_args
 import psutil
 import torch
 
-from benchmarks.result import command, machine, versions
-from benchmarks.tables import Sheet
+from benchmarks.result import command, machine
+from benchmarks.tables import Sheet, keep
 from recipes.config import launch
 from recipes.tracking import number
 from tasks.errors import InputError
@@ -108,13 +108,7 @@ def main(recipe: Recipe) -> None:
             for score in recipe.scores:
                 runs.append(train(place, score, recipe, Path(folder, f"{place}_{score}")))
                 print(f"{place}, {score}: {number(runs[-1].quality)} {PLACES[place].title}", file=sys.stderr)
-    made = sheet(runs, recipe)
-    made.show()
-    folder = Path(recipe.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"command": command(), "machine": machine(), "versions": versions(), "runs": [asdict(run) for run in runs]}
-    (folder / "scores.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "scores.md").write_text(made.markdown() + "\n", encoding="utf-8")
+    keep(sheet(runs, recipe), recipe.out, "scores", runs=[asdict(run) for run in runs])
 
 
 def arguments(place: PlaceName, score: ScoreName, recipe: Recipe, folder: Path) -> list[str]:

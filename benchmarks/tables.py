@@ -1,13 +1,14 @@
 """Results as tables: on the console, in Markdown, and between the markers of RESULTS.md."""
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.result import Entry, Result
+from benchmarks.result import Entry, Result, command, machine, versions
 from recipes.tracking import number
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -104,6 +105,16 @@ def publish(result: Result, folder: str, name: str) -> None:
     made.show()
     result.save(Path(folder, f"{name}.json"))
     Path(folder, f"{name}.md").write_text(made.markdown() + "\n", encoding="utf-8")
+
+
+def keep(made: Sheet, folder: str, name: str, **found: Any) -> None:
+    """Show a table and keep it as Markdown, and what it was made of as JSON, with command, machine and versions."""
+    made.show()
+    record = {"command": command(), "machine": machine(), "versions": versions(), **found}
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (path / f"{name}.md").write_text(made.markdown() + "\n", encoding="utf-8")
 
 
 def write_section(folder: str, results: Path = RESULTS) -> None:

@@ -138,10 +138,12 @@ def search(
 def batch_size(alive: int, device: torch.device) -> int:
     """Return how many sentences to go on with where so many are alive: few sizes, so that kernels are made for few.
 
-    oneDNN makes a kernel for each shape, which takes longer than a step of a small model, and so does a step that is
-    recorded anew on a GPU, which is idle half of the time in any case.
+    oneDNN makes a kernel for each shape, which takes longer than a step of a small model. So does a step that is
+    recorded anew on a GPU, and there few sentences take as long as 64.
     """
-    return round_up(alive, 16) if alive > 8 and device.type == "cpu" else 1 << (alive - 1).bit_length()
+    if device.type != "cpu":
+        return max(64, 1 << (alive - 1).bit_length())
+    return round_up(alive, 16) if alive > 8 else 1 << (alive - 1).bit_length()
 
 
 def _log_softmax(logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, "rows vocabulary"]:

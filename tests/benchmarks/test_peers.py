@@ -115,10 +115,8 @@ def test_attention_runs_forward_and_backward_and_leaves_no_gradient(name):
 
 
 def test_batches_come_from_the_recipe():
-    flags = ["--data.embedded", "300", "--data.vocabulary.size", "400", "--duel.steps", "4"]
-    work = training_text.read_work(
-        read(training_text.Recipe, [*flags, "--data.filter.max_length", "60", "--data.tokens", "256"])
-    )
+    flags = ["--data.embedded", "300", "--data.vocabulary.size", "400", "--data.filter.max_length", "60"]
+    work = training_text.read_work(read(training_text.Recipe, [*flags, "--data.tokens", "256"]), batches=4)
     assert work.vocabulary == 400 and len(work.batches()) == 4
     assert all(batch.target.numel() <= 256 for batch in work.batches())
 

@@ -546,4 +546,4 @@ def test_a_search_goes_through_few_sizes_of_batches():
     sizes = [batch_size(alive, torch.device("cpu")) for alive in range(1, 200)]
     assert all(alive <= size < max(2 * alive, alive + 16) for alive, size in enumerate(sizes, 1))
     assert sorted(set(sizes)) == [1, 2, 4, 8, *range(16, 209, 16)]
-    assert {batch_size(alive, torch.device("meta")) for alive in range(1, 200)} == {2**power for power in range(9)}
+    assert {batch_size(alive, torch.device("meta")) for alive in range(1, 200)} == {64, 128, 256}
