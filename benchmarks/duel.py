@@ -221,7 +221,9 @@ def duel(
     result = Result(title=title, unit=unit)
     waiting: list[Contender] = []
     for contender in contenders:
-        if contender.setting not in config.settings or (config.only and contender.name not in config.only):
+        if (contender.setting not in config.settings and not on_gpu) or (
+            config.only and contender.name not in config.only
+        ):
             continue
         if contender.needs and find_spec(contender.needs) is None:
             result.leave_out(contender.name, "not installed")
@@ -236,7 +238,7 @@ def duel(
         result.sittings += 1
         with ExitStack() as stack:
             if on_gpu:
-                workers = warmed_up([GPU_LIMIT, *waiting], config, stack)
+                workers = warmed_up([GPU_LIMIT, *waiting], config, stack, result)
                 waiting.clear()
             else:
                 workers = list(seated(waiting, stack, config, budget, result))
@@ -289,8 +291,8 @@ def seated(
         yield worker
 
 
-def warmed_up(contenders: Sequence[Contender], config: DuelConfig, stack: ExitStack) -> list[Worker]:
-    """Start processes, some at a time, and return those that can do their work; the others are shown.
+def warmed_up(contenders: Sequence[Contender], config: DuelConfig, stack: ExitStack, *results: Result) -> list[Worker]:
+    """Start processes, some at a time, and return those that can do their work; the results say who cannot.
 
     Raises Failed where one of ours cannot.
     """
@@ -305,7 +307,8 @@ def warmed_up(contenders: Sequence[Contender], config: DuelConfig, stack: ExitSt
             except Failed as failure:
                 if worker.contender.ours:
                     raise
-                console().print(f"left out: {name}: {failure}", soft_wrap=True, markup=False)
+                for result in results:
+                    result.leave_out(name, str(failure).partition("\n")[0])
                 continue
             console().print(f"ready: {name}, {peak / 2**20:,.0f} MB", soft_wrap=True)
             ready.append(worker)
@@ -332,5 +335,5 @@ LIMITS = [
 ]
 """What the machine can do, measured like everybody else."""
 GPU_LIMIT = Contender(
-    name="matrix product", make=matrix_product, arguments=(8192, "cuda"), setting="bf16", league="limit"
+    name="matrix product", make=matrix_product, arguments=(8192, "cuda"), setting="bf16", league="limit", ours=True
 )

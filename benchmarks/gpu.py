@@ -77,15 +77,11 @@ def main(recipe: Recipe) -> None:
         # Shape by shape, so that large models warm up beside small ones.
         places = zip_longest(*(match.contenders for match in matches))
         contenders = [contender for place in places for contender in place if contender is not None]
-        limit, *workers = warmed_up([GPU_LIMIT, *contenders], recipe.duel, stack)
+        limit, *workers = warmed_up([GPU_LIMIT, *contenders], recipe.duel, stack, *(match.result for match in matches))
         play([limit, *workers], recipe.duel)
-        for shape, contenders, result in matches:
+        for shape, own, result in matches:
             result.add(limit.entry)
-            for contender in contenders:
-                worker = next((worker for worker in workers if worker.contender is contender), None)
-                if worker is None:
-                    result.leave_out(f"{contender.name}, {contender.league}", "could not do it, or is not installed")
-                    continue
+            for worker in (worker for worker in workers if any(worker.contender is each for each in own)):
                 result.flops = result.flops or worker.ask("flops")
                 result.add(worker.entry)
             publish(result, recipe.duel.out, f"gpu_{shape}")

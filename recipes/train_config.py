@@ -65,7 +65,7 @@ class TrainConfig:
     max_skipped: int = 10
     """Updates that may be left out because a gradient was not finite, before the run stops."""
     compile: bool = False
-    """Compile the blocks of the model with torch.compile."""
+    """Compile the blocks of the model with torch.compile; a recurrent model as a whole."""
     cuda_graphs: bool = False
     """Compile the whole model, record what it asks of a GPU and replay it: for inputs of one shape, such as images."""
     tensorboard: bool = True

@@ -201,9 +201,11 @@ def _scores(score: Score, query: Tensor, key: Tensor) -> Tensor:
     if rows >= queries:
         return score(query, key)
     edges = [*range(0, queries, rows), queries]
+    chunks = (query[:, :, a:b] for a, b in pairwise(edges))
+    if not torch.is_grad_enabled():  # a checkpoint reads the state of the generator, which a recorded step must not
+        return torch.cat([score(chunk, key) for chunk in chunks], -2)
     # Without checkpoints autograd would keep every chunk for the backward pass.
-    parts = [checkpoint(score, query[:, :, a:b], key, use_reentrant=False) for a, b in pairwise(edges)]
-    return torch.cat(parts, -2)
+    return torch.cat([checkpoint(score, chunk, key, use_reentrant=False) for chunk in chunks], -2)
 
 
 def _with_causal(mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device) -> Tensor | None:

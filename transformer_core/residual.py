@@ -29,11 +29,11 @@ class DropPath(nn.Module):
         super().__init__()
         if not 0 <= rate < 1:
             raise ValueError(f"drop_path {rate} is no share of the examples: choose 0 or more, and less than 1.")
-        self.rate = rate
-        self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
+        self.rate, self.skips = rate, rate > 0
+        self.register_buffer("kept_share", torch.tensor(1.0 - rate), persistent=False)
 
-    keep: Tensor
-    """What is kept, as a tensor: a number would make the compiler compile each block of a stack for its own."""
+    kept_share: Tensor
+    """1 - rate, as a tensor: from a number the compiler would compile each block of a stack for its own."""
 
     def forward(
         self,
@@ -42,11 +42,11 @@ class DropPath(nn.Module):
         *inputs: Tensor | None,
     ) -> Float[Tensor, "batch *length dim"]:
         """Return `x + branch(x, *inputs)`; `inputs` have one row for each example, or one for all."""
-        if not self.training or self.rate == 0.0:
+        if not self.training or not self.skips:
             return x + branch(x, *inputs)
         if torch.compiler.is_compiling():  # a compiled graph has one size
-            drawn = torch.rand([x.size(0)] + [1] * (x.dim() - 1), device=x.device) < self.keep
-            return x + branch(x, *inputs) * (drawn / self.keep).to(x.dtype)
+            drawn = torch.rand([x.size(0)] + [1] * (x.dim() - 1), device=x.device) < self.kept_share
+            return x + branch(x, *inputs) * (drawn / self.kept_share).to(x.dtype)
         keep = 1 - self.rate
         count = int(x.size(0) * keep + torch.rand(()).item())
         rows = torch.randperm(x.size(0), device=x.device)[: max(1, count)]

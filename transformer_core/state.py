@@ -1,14 +1,16 @@
 """What a search over a Transformer decoder carries from step to step."""
 
+from collections.abc import Iterable, Iterator
+
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from transformer_core.decoder import Decoder, Memory
 from transformer_core.embedding import TokenEmbedding
 from transformer_core.linear import Linear
 from transformer_core.multihead import MultiHeadAttention
 from transformer_core.packing import PackedLinear
-from transformer_core.position import PositionBias, PositionTable
+from transformer_core.position import Learned, PositionBias, PositionTable
 from transformer_core.replay import Replay
 
 
@@ -17,7 +19,11 @@ class CachedState:
 
     A sentence is whatever `memory` has a row for: a text, an image. `pieces`, (candidates,) ascending, are the only
     tokens that may follow; tokens and logits then count among them. With `replayed`, by default on a GPU where that can
-    be done, a step is recorded and replayed; logits are then written over by the next step.
+    be done, a step is recorded and replayed; logits are then written over by the next step of any state, and all
+    searches on one device belong to one thread.
+
+    Raises:
+        ValueError: `replayed` is asked for, and the decoder is not `replayable`.
     """
 
     def __init__(
@@ -37,13 +43,15 @@ class CachedState:
         self.memory = memory.for_steps()
         if replayed is None:
             replayed = memory.keys_values[0].key.device.type == "cuda" and replayable(decoder)
+        elif replayed and not replayable(decoder):
+            raise ValueError("steps of this decoder differ from position to position: pass replayed=False.")
+        if replayed and isinstance(embedding.position, Learned):  # a GPU cannot say politely that a row is missing
+            capacity = min(capacity, len(embedding.position.weight))
         self.cache = decoder.new_cache(self.memory, capacity, beams=beams, replayed=replayed)
-        self.replay = Replay(self._step) if replayed else None
+        self.replay = Replay() if replayed else None
         self.steps = self.reserved = 0
-        if replayed:
-            for table in (*embedding.modules(), *decoder.modules()):
-                if isinstance(table, PositionTable):
-                    table.reserve(capacity)
+        # Held, because a recorded step goes on reading where a table was, also when another state has let it grow.
+        self.tables = list(reserved_tables((embedding, decoder), capacity)) if replayed else []
 
     def step(self, tokens: Int[Tensor, "rows"]) -> Float[Tensor, "rows vocabulary"]:
         """Append one token to each hypothesis and return the logits of the next one.
@@ -57,7 +65,7 @@ class CachedState:
         if self.steps > self.reserved:
             self.reserved = self.cache.reserve(self.steps)
             self.replay.forget()
-        return self.replay(tokens)
+        return self.replay(self._step, tokens)
 
     def _step(self, tokens: Tensor) -> Tensor:
         tokens = tokens if self.pieces is None else self.pieces[tokens]
@@ -74,6 +82,15 @@ class CachedState:
             self.replay.forget()
         self.memory = self.memory.keep(sentences)
         self.cache.keep(sentences)
+
+
+def reserved_tables(parts: Iterable[nn.Module], capacity: int) -> Iterator[Tensor]:
+    """Let all tables of positions have so many rows, and yield them."""
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, PositionTable):
+                module.reserve(capacity)
+                yield module.table
 
 
 def replayable(decoder: Decoder) -> bool:

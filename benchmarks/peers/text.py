@@ -17,6 +17,7 @@ differs:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -68,7 +69,7 @@ class TextWork:
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """Sum the label-smoothed cross-entropy of (batch, target length, vocabulary) logits over real targets."""
-        function = torch.compile(smoothed_loss, dynamic=True) if self.compiled else smoothed_loss
+        function = compiled_loss() if self.compiled else smoothed_loss
         return function(logits, padded_labels(batch), self.recipe.loss.smoothing)
 
 
@@ -77,6 +78,12 @@ def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction="sum"
     )
+
+
+@cache
+def compiled_loss() -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Return `smoothed_loss`, compiled for all shapes."""
+    return torch.compile(smoothed_loss, dynamic=True)
 
 
 def padded_labels(batch: Batch) -> Tensor:

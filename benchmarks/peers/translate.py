@@ -84,6 +84,8 @@ class Decoding:
         self.output: Pieces = []
         self.translate(self.sentences[:64], sizes[0])  # packs and sets aside what it needs
         self.size = min(sizes, key=self._seconds)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
 
     def _seconds(self, size: int) -> float:
         began = time.perf_counter()

@@ -27,6 +27,8 @@ ALIGNMENT = 16
 HIDDEN = {torch.ops.aten.logsumexp.default}
 """Operations whose kernel makes another tensor as large as its input, which is gone when it returns."""
 EFFICIENT_BACKWARD = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
+WHERE = torch.ops.prim.device.default
+"""PyTorch's question which device a tensor is on."""
 TILE = 64
 """Queries and features of a tile, of which the backward pass of the memory-efficient kernel sums gradients of queries
 in float32 where they are narrower; seen with PyTorch 2.11 on an H200."""
@@ -43,10 +45,6 @@ def dry_run(device: Device) -> Iterator[None]:
             yield
     finally:
         region_mask.cache_clear()
-
-
-DEVICE = torch.ops.prim.device.default
-"""The question of PyTorch which device a tensor is on; here it only says so."""
 
 
 class Ledger(TorchDispatchMode):
@@ -69,7 +67,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is DEVICE:  # two thirds of all calls
+        if func is WHERE:  # two thirds of all calls
             return args[0].fake_device
         if func in HIDDEN:
             self.peak = max(self.peak, self.live + args[0].nbytes)
@@ -110,7 +108,7 @@ class _Shapes(FakeTensorMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is DEVICE:
+        if func is WHERE:
             return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default:
             return {torch.bool: False}.get(args[0].dtype, 0.5 if args[0].is_floating_point() else 0)

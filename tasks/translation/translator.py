@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from tasks.errors import InputError
 from tasks.translation.batching import plan_batches
@@ -172,6 +173,9 @@ class Translator:
             model = copy.deepcopy(model)
             for weight in model.parameters():  # tables of positions stay in float32
                 weight.data = weight.data.bfloat16()
+            for layer in model.modules():
+                if isinstance(layer, nn.RNNBase):
+                    layer.flatten_parameters()
         return model
 
     def log_probabilities(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from typing import get_args
 
 import pytest
@@ -32,6 +34,7 @@ NAMES = {
     "norm3": "feed_forward_branch.norm",
     "layers.": "blocks.",
 }
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 LENS = torch.tensor([5, 2, 4])
 
 
@@ -300,29 +303,57 @@ def test_a_cache_follows_its_beams_and_its_sentences(kept, rows, position):
     assert_close(steps, whole[:, 3:], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])])
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rotary"])
-def test_a_step_that_can_be_replayed_gives_what_a_plain_one_gives(position, beams):
+@torch.no_grad()
+def test_a_step_that_can_be_replayed_gives_what_a_plain_one_gives(position, beams, device):
     chosen = config(dim=24, num_heads=6, num_kv_heads=2, position=position)
-    model, embedding = Decoder(chosen, depth=2).double().eval(), TokenEmbedding(31, chosen).double().eval()
-    output, memory = Linear(24, 31).double(), model.read(doubles(3, 5, 24), padding_mask(LENS, 5))
+    model, embedding = Decoder(chosen, depth=2), TokenEmbedding(31, chosen)
+    model, embedding, output = (part.double().eval().to(device) for part in (model, embedding, Linear(24, 31)))
+    memory = model.read(doubles(3, 5, 24).to(device), padding_mask(LENS.to(device), 5))
     plain, other = (
         CachedState(model, embedding, output, memory, beams=beams, capacity=75, replayed=replayed)
         for replayed in (False, True)
     )
     sentences = 3
     for step in range(75):
-        tokens = torch.randint(31, (sentences * beams,))
+        tokens = torch.randint(31, (sentences * beams,), device=device)
         assert_close(other.step(tokens), plain.step(tokens), rtol=0, atol=1e-10)
         parents = torch.randint(beams, (sentences, beams)) + torch.arange(sentences)[:, None] * beams
         for state in (plain, other):
-            state.reorder(parents.flatten())
+            state.reorder(parents.flatten().to(device))
         if step == 30:
             sentences = 2
             for state in (plain, other):
-                state.keep(torch.tensor([2, 1]))
+                state.keep(torch.tensor([2, 1], device=device))
     with pytest.raises(ValueError, match="position 76 is past the capacity of the cache, 75"):
         other.step(tokens)
+
+
+def test_learned_positions_end_where_a_replayed_search_does():
+    chosen = config(position="learned", max_length=4)
+    model, embedding = Decoder(chosen, depth=1), TokenEmbedding(31, chosen)
+    given = model, embedding, Linear(12, 31), model.read(torch.randn(2, 5, 12))
+    state = CachedState(*given, beams=1, capacity=9, replayed=True)
+    for _ in range(4):
+        state.step(torch.tensor([5, 6]))
+    with pytest.raises(ValueError, match="position 5 is past the capacity of the cache, 4"):
+        state.step(torch.tensor([5, 6]))
+
+
+def test_a_state_and_its_memory_are_gone_with_its_last_name(decoder):
+    chosen = config(dim=32, num_heads=4)
+    given = decoder, TokenEmbedding(31, chosen), Linear(32, 31), decoder.read(torch.randn(2, 5, 32))
+    state = CachedState(*given, beams=1, capacity=9, replayed=True)
+    state.step(torch.tensor([5, 6]))
+    seen = weakref.ref(state)
+    gc.disable()
+    try:
+        del state
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_positions_that_are_biases_and_weights_to_be_shown_are_not_replayed():
@@ -331,6 +362,9 @@ def test_positions_that_are_biases_and_weights_to_be_shown_are_not_replayed():
     shown = Decoder(config(), depth=1)
     with record_attention(shown):
         assert not replayable(shown)
+        given = shown, TokenEmbedding(31, config()), Linear(12, 31), shown.read(torch.randn(2, 5, 12))
+        with pytest.raises(ValueError, match="replayed=False"):
+            CachedState(*given, beams=1, capacity=9, replayed=True)
 
 
 def test_when_no_sentence_is_left_there_is_nothing_to_decode(decoder):

@@ -93,11 +93,21 @@ def test_a_replayed_function_runs_twice_and_follows_its_input():
         total.add_(given)
         return total * 2
 
-    replay = Replay(function)
-    found = [replay(torch.full((3,), float(step), device="cuda")).tolist() for step in range(1, 6)]
+    replay = Replay()
+    found = [replay(function, torch.full((3,), float(step), device="cuda")).tolist() for step in range(1, 6)]
     assert found == [[2.0 * sum(range(step + 1))] * 3 for step in range(1, 6)] and len(calls) == 2
     replay.forget()
-    assert replay(torch.ones(3, device="cuda")).tolist() == [32.0] * 3 and len(calls) == 3
+    assert replay(function, torch.ones(3, device="cuda")).tolist() == [32.0] * 3 and len(calls) == 3
+
+
+def test_recordings_take_over_the_memory_of_those_before():
+    held = []
+    for _ in range(20):
+        replay = Replay()
+        for _ in range(3):
+            replay(lambda given: (given @ given).relu() @ given, torch.ones(512, 512, device="cuda"))
+        held.append(torch.cuda.memory_reserved())
+    assert held[-1] == held[1]
 
 
 @pytest.mark.parametrize("beams", [1, 4])

@@ -11,6 +11,7 @@ import functools, random, torch
 from torch._dynamo.utils import counters
 from recipes.compiling import compiled
 from tasks.image_classification.model import ImageModelConfig, build_model
+from tasks.image_classification.swin import SwinConfig
 from tasks.image_classification.vit import VitConfig
 from tasks.translation.model import TranslationConfig, TranslationModel
 from tasks.translation.task import collate
@@ -28,6 +29,15 @@ for _ in range(16):
     trained(batch.source, batch.mask, batch.target, batch.positions).hidden.sum().backward()
     print(counters["stats"]["unique_graphs"])
 """
+WINDOWS = """
+block = BlockConfig(dim=12, num_heads=3, hidden_dim=20, order="pre", position="relative", drop_path=0.3)
+swin = SwinConfig(depths=(2, 2, 4, 2), window=(2, 2), patch_size=(2, 2))
+config = ImageModelConfig(kind="swin", image_size=(32, 32), block=block, swin=swin)
+trained = compiled(build_model(config, 5, channels=3), ragged=False)
+for images in (4, 4, 3, 4):
+    trained(torch.randn(images, 3, 32, 32)).sum().backward()
+    print(counters["stats"]["unique_graphs"])
+"""
 IMAGES = """
 block = BlockConfig(dim=12, num_heads=3, hidden_dim=20, order="pre", position="learned", drop_path=0.3)
 config = ImageModelConfig(image_size=(16, 16), block=block, vit=VitConfig(depth=12, patch_size=(8, 8)))
@@ -43,13 +53,18 @@ def graphs(program: str) -> list[int]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", START + program]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    assert found.returncode == 0 and "recompile_limit" not in found.stderr, found.stderr
     return [int(line) for line in found.stdout.split()]
 
 
 def test_after_the_first_batches_no_shape_is_compiled_anew():
     found = graphs(SENTENCES)
     assert len(found) == 16 and found[8] <= 8 and found[-1] == found[8]
+
+
+def test_each_size_of_windows_is_compiled_and_none_is_given_up():
+    first, again, shorter, last = graphs(WINDOWS)
+    assert first == again and shorter == last == 2 * first > 8
 
 
 def test_blocks_that_skip_different_shares_of_the_examples_share_their_code():
