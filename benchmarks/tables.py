@@ -101,20 +101,22 @@ def _notes(result: Result) -> list[str]:
 
 def publish(result: Result, folder: str, name: str) -> None:
     """Show a result and keep it as JSON and Markdown."""
-    made = sheet(result)
-    made.show()
     result.save(Path(folder, f"{name}.json"))
-    Path(folder, f"{name}.md").write_text(made.markdown() + "\n", encoding="utf-8")
+    _lay_out(sheet(result), Path(folder, f"{name}.md"))
 
 
 def keep(made: Sheet, folder: str, name: str, **found: Any) -> None:
     """Show a table and keep it as Markdown, and what it was made of as JSON, with command, machine and versions."""
-    made.show()
     record = {"command": command(), "machine": machine(), "versions": versions(), **found}
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (path / f"{name}.md").write_text(made.markdown() + "\n", encoding="utf-8")
+    path = Path(folder, f"{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _lay_out(made, path.with_suffix(".md"))
+
+
+def _lay_out(made: Sheet, path: Path) -> None:
+    made.show()
+    path.write_text(made.markdown() + "\n", encoding="utf-8")
 
 
 def write_section(folder: str, results: Path = RESULTS) -> None:
