@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.duel import LEAGUES, Contender, DuelConfig, Setting, Step, duel
+from benchmarks.duel import DuelConfig, duel
 from benchmarks.peers.translate import DecodingWork, ctranslate2, ours, transformers
 from benchmarks.result import Result
 from benchmarks.tables import publish
+from benchmarks.worker import LEAGUES, Contender, Setting, Step
 from recipes.config import launch, recipe_of
 from recipes.runs import load
 from recipes.train_translation import Recipe as Translation

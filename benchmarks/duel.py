@@ -5,32 +5,20 @@ alive and idle but the one whose turn it is. In a round each has a turn, and the
 that a slow minute of the machine hits all alike.
 """
 
-import multiprocessing
-import re
-import resource
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import psutil
 import torch
 
-from benchmarks.result import Entry, Result
-from recipes.inspection.flops import flop_counter
-from recipes.processes import use_machine
+from benchmarks.result import Result
+from benchmarks.worker import Contender, Failed, Maker, Setting, Step, Worker, league_of
 from recipes.tracking import console
 from transformer_core.packing import has_bfloat16
-
-Setting = Literal["plain", "knobs", "bf16"]
-LEAGUES: dict[Setting, str] = {"plain": "out of the box", "knobs": "our knobs, float32", "bf16": "our knobs, bf16"}
-Step = Callable[[], float]
-"""Does one piece of work and returns how many units it was: tokens, images, sentences."""
 
 
 def settings_of_this_machine() -> list[Setting]:
@@ -68,30 +56,7 @@ class DuelConfig:
                 raise ValueError(f"--duel.{name} {getattr(self, name)}: choose 1 or more.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One library in one setting."""
-
-    name: str
-    make: Callable[..., Step]
-    """Called in the process of the contender, with the setting and `arguments`; all of it must be picklable."""
-    arguments: tuple[Any, ...] = ()
-    setting: Setting = "plain"
-    ours: bool = False
-    needs: str = ""
-    """Package without which this contender stays away."""
-    league: str = ""
-    """Contenders of a league are compared with each other; by default the setting."""
-
-
-def league_of(contender: Contender) -> str:
-    """Return the name of the league that a contender is in."""
-    return contender.league or LEAGUES[contender.setting]
-
-
-def in_all_settings(
-    needs: Mapping[str, str], make: Callable[..., Step], work: Any, config: DuelConfig
-) -> list[Contender]:
+def in_all_settings(needs: Mapping[str, str], make: Maker, work: Any, config: DuelConfig) -> list[Contender]:
     """Name contenders for each setting: `needs` holds the package of each by its name, `make` gets name and `work`."""
     return [
         Contender(
@@ -105,103 +70,6 @@ def in_all_settings(
         for setting in config.settings
         for name, package in needs.items()
     ]
-
-
-class Failed(Exception):
-    """A contender cannot do the work; the first line says why, the others hold its traceback."""
-
-
-class Worker:
-    """The process of a contender; it lives inside a `with`."""
-
-    def __init__(self, contender: Contender, *, warmup: int, steps: int = 1) -> None:
-        self.contender, self.warmup, self.steps = contender, warmup, steps
-        self.entry = Entry(
-            name=contender.name,
-            setting=contender.setting,
-            league=league_of(contender),
-            ours=contender.ours,
-        )
-
-    def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, self.contender, self.warmup, self.steps))
-        self.process.start()
-        other.close()
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self.connection.close()
-        self.process.join(timeout=10)
-        if self.process.is_alive():
-            self.process.kill()
-
-    def ask(self, command: str) -> Any:
-        """Let the process do something and return its answer. Raises Failed."""
-        if command != "start":
-            self.connection.send(command)
-        try:
-            good, answer = self.connection.recv()
-        except EOFError:
-            good, answer = False, "the process died; the system may have had no memory left"
-        if not good:
-            raise Failed(answer)
-        return answer
-
-    def take_turn(self) -> None:
-        """Let the process do the steps of a turn and note how long they took."""
-        units, seconds = self.ask("turn")
-        self.entry.units.append(units)
-        self.entry.seconds.append(seconds)
-
-
-def serve(connection: Connection, contender: Contender, warmup: int, steps: int) -> None:
-    """Do what is asked for until nobody is there to ask."""
-    try:
-        if contender.setting != "plain":
-            use_machine(0)
-        step = contender.make(contender.setting, *contender.arguments)
-        for _ in range(warmup):
-            step()
-        answer: Any = peak_memory()
-        while True:
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-            connection.send((True, answer))
-            match connection.recv():
-                case "turn":
-                    if torch.cuda.is_initialized():
-                        step()  # takes back the memory that others have had in the meantime
-                        torch.cuda.synchronize()
-                    began = time.perf_counter()
-                    units = sum(step() for _ in range(steps))
-                    if torch.cuda.is_initialized():
-                        torch.cuda.synchronize()
-                    answer = units, time.perf_counter() - began
-                case "flops":
-                    with flop_counter() as counter:
-                        units = step()
-                    answer = counter.get_total_flops() / units
-                case "output":
-                    answer = getattr(step, "output", None)
-                case _:
-                    answer = peak_memory()
-    except EOFError:
-        pass
-    except Exception as error:
-        connection.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-
-
-def peak_memory() -> int:
-    """Return the bytes that this process held at most, and what its children hold; on a GPU those of its tensors."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    children = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024 + children  # getrusage would count what the parent held as it started this one
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + children
 
 
 def duel(
@@ -219,16 +87,12 @@ def duel(
     ours cannot.
     """
     result = Result(title=title, unit=unit)
-    waiting: list[Contender] = []
-    for contender in contenders:
-        if (contender.setting not in config.settings and not on_gpu) or (
-            config.only and contender.name not in config.only
-        ):
-            continue
-        if contender.needs and find_spec(contender.needs) is None:
-            result.leave_out(contender.name, "not installed")
-        else:
-            waiting.append(contender)
+    chosen = [
+        each
+        for each in contenders
+        if (each.setting in config.settings or on_gpu) and (not config.only or each.name in config.only)
+    ]
+    waiting = installed(chosen, result)
     budget = config.memory * psutil.virtual_memory().available
     if flops and (ours := next((contender for contender in waiting if contender.ours), None)) is not None:
         with Worker(ours, warmup=0) as worker:  # one that takes no further part, because this was a step
@@ -238,7 +102,7 @@ def duel(
         result.sittings += 1
         with ExitStack() as stack:
             if on_gpu:
-                workers = warmed_up([GPU_LIMIT, *waiting], config, stack, result)
+                workers = warmed_up([(each, result) for each in (GPU_LIMIT, *waiting)], config, stack)
                 waiting.clear()
             else:
                 workers = list(seated(waiting, stack, config, budget, result))
@@ -247,6 +111,17 @@ def duel(
                 worker.entry.sitting = result.sittings
                 result.add(worker.entry)
     return result
+
+
+def installed(contenders: Sequence[Contender], result: Result) -> list[Contender]:
+    """Return those whose package is there; the result says who is not."""
+    found: list[Contender] = []
+    for contender in contenders:
+        if contender.needs and find_spec(contender.needs) is None:
+            result.leave_out(contender.name, "not installed")
+        else:
+            found.append(contender)
+    return found
 
 
 def play(workers: Sequence[Worker], config: DuelConfig) -> None:
@@ -279,40 +154,42 @@ def seated(
             waiting.pop(0)
             league = league_of(contender)
         worker = stack.enter_context(Worker(contender, warmup=config.warmup, steps=config.steps))
-        try:
-            peak = worker.ask("start")
-        except Failed as failure:
-            if contender.ours:
-                raise
-            result.leave_out(contender.name, str(failure).partition("\n")[0])
+        if (peak := begin(worker, result)) is None:
             continue
-        console().print(f"ready: {contender.name}, {worker.entry.league}, {peak / 2**20:,.0f} MB", soft_wrap=True)
         held, largest = held + peak, max(largest, peak)
         yield worker
 
 
-def warmed_up(contenders: Sequence[Contender], config: DuelConfig, stack: ExitStack, *results: Result) -> list[Worker]:
-    """Start processes, some at a time, and return those that can do their work; the results say who cannot.
+def warmed_up(places: Sequence[tuple[Contender, Result]], config: DuelConfig, stack: ExitStack) -> list[Worker]:
+    """Start the process of each contender, some at a time, and return those that can do their work.
 
-    Raises Failed where one of ours cannot.
+    The result beside a contender says where it cannot. Raises Failed where one of ours cannot.
     """
-    installed = [each for each in contenders if not each.needs or find_spec(each.needs) is not None]
     ready: list[Worker] = []
-    for begin in range(0, len(installed), config.together):
-        some = (Worker(each, warmup=config.warmup, steps=config.steps) for each in installed[begin:][: config.together])
-        for worker in [stack.enter_context(each) for each in some]:
-            name = f"{worker.contender.name}, {worker.entry.league}"
-            try:
-                peak = worker.ask("start")
-            except Failed as failure:
-                if worker.contender.ours:
-                    raise
-                for result in results:
-                    result.leave_out(name, str(failure).partition("\n")[0])
-                continue
-            console().print(f"ready: {name}, {peak / 2**20:,.0f} MB", soft_wrap=True)
-            ready.append(worker)
+    for first in range(0, len(places), config.together):
+        starting = [
+            (stack.enter_context(Worker(contender, warmup=config.warmup, steps=config.steps)), result)
+            for contender, result in places[first:][: config.together]
+        ]
+        ready.extend(worker for worker, result in starting if begin(worker, result) is not None)
     return ready
+
+
+def begin(worker: Worker, result: Result) -> int | None:
+    """Wait until a process is ready, and return the bytes that it held at most.
+
+    None where it cannot do the work, which the result then says. Raises Failed where it is one of ours.
+    """
+    name = f"{worker.contender.name}, {worker.entry.league}"
+    try:
+        peak: int = worker.ask("start")
+    except Failed as failure:
+        if worker.contender.ours:
+            raise
+        result.leave_out(name, str(failure).partition("\n")[0])
+        return None
+    console().print(f"ready: {name}, {peak / 2**20:,.0f} MB", soft_wrap=True)
+    return peak
 
 
 def matrix_product(setting: Setting, size: int, device: str = "cpu") -> Step:

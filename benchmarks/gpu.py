@@ -17,12 +17,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from benchmarks.duel import GPU_LIMIT, Contender, DuelConfig, play, warmed_up
+from benchmarks.duel import GPU_LIMIT, DuelConfig, installed, play, warmed_up
 from benchmarks.peers import images, text
 from benchmarks.peers.images import ImageWork
 from benchmarks.result import Result
 from benchmarks.tables import publish
 from benchmarks.training_text import BLOCKS, read_work
+from benchmarks.worker import Contender
 from recipes.config import launch
 from recipes.train_translation import Recipe as Translation
 from tasks.errors import InputError
@@ -75,9 +76,9 @@ def main(recipe: Recipe) -> None:
     matches = [match(recipe, shape) for shape in recipe.shapes]
     with ExitStack() as stack:
         # Shape by shape, so that large models warm up beside small ones.
-        places = zip_longest(*(match.contenders for match in matches))
-        contenders = [contender for place in places for contender in place if contender is not None]
-        limit, *workers = warmed_up([GPU_LIMIT, *contenders], recipe.duel, stack, *(match.result for match in matches))
+        places = zip_longest(*([(each, match.result) for each in match.contenders] for match in matches))
+        everybody = [place for shape in places for place in shape if place is not None]
+        limit, *workers = warmed_up([(GPU_LIMIT, matches[0].result), *everybody], recipe.duel, stack)
         play([limit, *workers], recipe.duel)
         for shape, own, result in matches:
             result.add(limit.entry)
@@ -113,7 +114,8 @@ def match(recipe: Recipe, shape: Shape) -> Match:
         for name in NEEDS
         if name in peers
     ]
-    return Match(shape, contenders, Result(title=f"Training step on a GPU in bf16, {title}", unit=unit, sittings=1))
+    result = Result(title=f"Training step on a GPU in bf16, {title}", unit=unit, sittings=1)
+    return Match(shape, installed(contenders, result), result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 A step is forward, backward and fused AdamW of a small encoder stack in float32, for the vocabulary that of the output
 layer with its loss. The exponent is the slope of seconds over size on logarithmic scales, at the largest sizes; the
 expected one is that of the floating-point operations there, which is where a step stands that only computes. Processes
-share a batch between them, with one thread each.
+have one thread each; they share a batch (strong scaling) or have one each (weak scaling).
 """
 
 import json
@@ -31,14 +31,15 @@ from recipes.inspection.flops import flop_counter
 from recipes.processes import use_machine
 from transformer_core import BlockConfig, Encoder, FactoredLogits, linear_cross_entropy
 
-Axis = Literal["length", "batch", "width", "depth", "vocabulary", "processes"]
+Axis = Literal["length", "batch", "width", "depth", "vocabulary", "strong_scaling", "weak_scaling"]
 SIZES: dict[Axis, list[int]] = {
     "length": [32, 64, 128, 256, 512, 1024, 2048, 4096],
     "batch": [1, 4, 16, 64, 256],
     "width": [64, 128, 256, 512, 1024],
     "depth": [1, 2, 4, 8, 16],
     "vocabulary": [1_000, 4_000, 16_000, 64_000],
-    "processes": [1, 2],
+    "strong_scaling": [1, 2],
+    "weak_scaling": [1, 2],
 }
 WORDS: dict[Axis, str] = {
     "length": "tokens of a sequence; batch 4, width 64, 2 blocks, 1 head",
@@ -46,7 +47,8 @@ WORDS: dict[Axis, str] = {
     "width": "features; 4 sequences of 64 tokens, 2 blocks",
     "depth": "blocks; 8 sequences of 64 tokens, width 128",
     "vocabulary": "pieces; 1,024 targets, width 128",
-    "processes": "processes that share 64 sequences of 64 tokens; width 256, 4 blocks",
+    "strong_scaling": "processes that share 64 sequences of 64 tokens; width 256, 4 blocks",
+    "weak_scaling": "processes with 32 sequences of 64 tokens each; width 256, 4 blocks",
 }
 TOP = 3
 """Largest sizes of an axis that the exponent is fitted to."""
@@ -75,7 +77,7 @@ class Curve:
     seconds: list[list[float]]
     """Per size, all steps."""
     flops: list[float]
-    """Per size, the operations of a step; for processes those of each process."""
+    """Per size, the operations of a step; where there are several processes, those of each."""
 
     @property
     def medians(self) -> list[float]:
@@ -103,14 +105,14 @@ def main(recipe: Recipe) -> None:
     """Measure, draw, and write what was found."""
     use_machine(0)
     curves = [
-        measure_processes(recipe.rounds) if axis == "processes" else measure(axis, recipe.rounds)
+        measure_processes(axis, recipe.rounds) if axis.endswith("scaling") else measure(axis, recipe.rounds)
         for axis in recipe.axes
     ]
     for curve in curves:
         draw(curve, Path(recipe.plots, f"growth_{curve.axis}.png"))
     rows = [
         [
-            curve.axis,
+            curve.axis.replace("_", " "),
             WORDS[curve.axis],
             f"{curve.sizes[0]:,} to {curve.sizes[-1]:,}",
             f"{curve.medians[0] * 1000:,.1f} to {curve.medians[-1] * 1000:,.1f}",
@@ -164,8 +166,10 @@ def make_step(axis: Axis, size: int) -> Callable[[], None]:
             return stack_step(batch=8, length=64, width=128, depth=size)
         case "vocabulary":
             return output_step(size, targets=1024, width=128)
-        case "processes":
+        case "strong_scaling":
             return stack_step(batch=64 // size, length=64, width=256, depth=4)
+        case "weak_scaling":
+            return stack_step(batch=32, length=64, width=256, depth=4)
 
 
 def stack_step(*, batch: int, length: int, width: int, depth: int) -> Callable[[], None]:
@@ -199,23 +203,23 @@ def update(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     return step
 
 
-def measure_processes(rounds: int) -> Curve:
-    """Time the same batch on one process and on several, which share it."""
-    sizes, seconds, flops = SIZES["processes"], list[list[float]](), list[float]()
+def measure_processes(axis: Axis, rounds: int) -> Curve:
+    """Time the step of one process and of several."""
+    sizes, seconds, flops = SIZES[axis], list[list[float]](), list[float]()
     for size in sizes:
         with TemporaryDirectory() as folder:
-            spawn(run_process, (size, rounds, folder), nprocs=size)
+            spawn(run_process, (axis, size, rounds, folder), nprocs=size)
             found = json.loads(Path(folder, "found.json").read_text())
         seconds.append(found["seconds"])
         flops.append(found["flops"])
-    return Curve("processes", sizes, seconds, flops)
+    return Curve(axis, sizes, seconds, flops)
 
 
-def run_process(rank: int, size: int, rounds: int, folder: str) -> None:
+def run_process(rank: int, axis: Axis, size: int, rounds: int, folder: str) -> None:
     """Be one of the processes; the first one writes what it measured to the folder."""
     use_machine(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    step = make_step("processes", size)
+    step = make_step(axis, size)
     with flop_counter() as counter:
         step()
     seconds: list[float] = []
@@ -245,7 +249,13 @@ def draw(curve: Curve, path: Path) -> None:
     axes.errorbar(curve.sizes, medians, yerr=spread, marker="o", capsize=3, label=f"measured, {curve.measured:.2f}")
     expected = [medians[-1] * flops / curve.flops[-1] for flops in curve.flops]
     axes.plot(curve.sizes, expected, "--", color="gray", label=f"operations, {curve.expected:.2f}")
-    axes.set(xscale="log", yscale="log", xlabel=curve.axis, ylabel="seconds a step", title=WORDS[curve.axis])
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=curve.axis.replace("_", " "),
+        ylabel="seconds a step",
+        title=WORDS[curve.axis],
+    )
     axes.title.set_fontsize(8)
     axes.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes], rotation=45, fontsize=8)
     axes.minorticks_off()

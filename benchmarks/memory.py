@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 import torch
 
 from benchmarks import training_text
-from benchmarks.duel import Contender, Failed, Setting, Step, Worker
 from benchmarks.peers import images, text
 from benchmarks.result import command, machine, versions
 from benchmarks.tables import Sheet, keep
+from benchmarks.worker import Contender, Failed, Setting, Step, Worker
 from recipes.config import launch
 from recipes.train_translation import Recipe as Translation
 from tasks.translation.model import TranslationConfig

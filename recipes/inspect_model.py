@@ -20,15 +20,14 @@ from rich.table import Table
 from recipes.config import launch
 from recipes.inspection.closed_form import Flops
 from recipes.inspection.dry_run import Device
-from recipes.inspection.flops import evaluation, update
-from recipes.inspection.layers import Layer, OutputShapes, layers
-from recipes.inspection.memory import Memory, Precision, inference, largest_batch, training
+from recipes.inspection.layers import Layer, layers
+from recipes.inspection.memory import Memory, largest_batch, training
 from recipes.inspection.subject import Subject, read_subject
+from recipes.inspection.survey import Kind, survey
 from tasks.errors import InputError
 
 GB = 1024**3
 """Bytes of a gigabyte as the memory of GPUs is counted."""
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +71,17 @@ def main(recipe: Recipe, settings: Sequence[str] = ()) -> None:
     subject = read_subject(paths, settings, **sizes)
     batch = recipe.batch or subject.examples
     console = Console()
-    shapes = OutputShapes(subject.model)
-    forward, evaluated = evaluation(subject, batch, recipe.device, watch=shapes)
-    step, updated = update(subject, batch, recipe.device, recompute=subject.recompute)
-    found = layers(subject, {**shapes.found, **subject.logits(batch)}, depth=recipe.depth)
-    memory = memories(subject, batch, recipe.device, evaluated, updated)
+    found = survey(subject, batch, recipe.device)
+    rows = layers(subject, {**found.shapes, **subject.logits(batch)}, depth=recipe.depth)
     formula = None if subject.closed_form is None else subject.closed_form(batch)
     title = f"{recipe.recipe}: {batch} {_examples(subject)}, {subject.said}"
-    console.print(layer_table(found, title), parts_table(found, formula), flops_table((forward, step), formula))
+    console.print(layer_table(rows, title), parts_table(rows, formula))
+    console.print(flops_table((found.forward, found.step), formula))
     console.print(
-        memory_table(memory, f"GB on {recipe.device}", f"{subject.train.optimizer}, {batch} {_examples(subject)}")
+        memory_table(found.memory, f"GB on {recipe.device}", f"{subject.train.optimizer}, {batch} {_examples(subject)}")
     )
-    for line in lines(subject, recipe, batch, step, memory[subject.train.precision, subject.recompute].peak):
+    peak = found.memory[subject.train.precision, subject.recompute].peak
+    for line in lines(subject, recipe, batch, found.step, peak):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -135,26 +133,8 @@ def flops_table(counted: tuple[Flops, Flops], formula: tuple[int, Flops] | None)
     return table
 
 
-def memories(
-    subject: Subject, batch: int, device: Device, evaluated: Memory, updated: Memory
-) -> dict[tuple[Precision, bool | None], Memory]:
-    """Count memory in each precision: at inference, and in training with activations recomputed or not.
-
-    The second name of each is whether they are, None at inference. What has been counted in float32 is given.
-    """
-    found: dict[tuple[Precision, bool | None], Memory] = {("fp32", None): evaluated}
-    found["bf16", None] = inference(subject, batch, device, "bf16")
-    for precision in PRECISIONS:
-        for recompute in (False, True):
-            known = precision == "fp32" and recompute == subject.recompute
-            found[precision, recompute] = (
-                updated if known else training(subject, batch, device, precision, recompute=recompute)
-            )
-    return found
-
-
-def memory_table(found: Mapping[tuple[Precision, bool | None], Memory], corner: str, of: str) -> Table:
-    """Lay out what `memories` has found."""
+def memory_table(found: Mapping[Kind, Memory], corner: str, of: str) -> Table:
+    """Lay out the memory of each precision, at inference and in training."""
     table = Table(
         corner,
         title=f"Memory: {of}",

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.duel import Setting, Step
 from benchmarks.peers.steps import ForwardBackwardStep
+from benchmarks.worker import Setting, Step
 from transformer_core import GaussianKernel, MultiHeadAttention, ScaledDotProduct, attention
 
 

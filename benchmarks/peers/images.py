@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from benchmarks.duel import Setting, Step
 from benchmarks.peers.steps import ForwardStep, TrainingStep, compile_blocks
+from benchmarks.worker import Setting, Step
 from recipes.compiling import compiled
 from tasks.image_classification.model import ImageModelConfig, build_model
 from tasks.image_classification.vit import VitConfig

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.duel import Setting
+from benchmarks.worker import Setting
 
 Batch = TypeVar("Batch")
 

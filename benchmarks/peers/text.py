@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.duel import Setting, Step
 from benchmarks.peers.hugging_face import translation_model
 from benchmarks.peers.steps import TrainingStep, compile_blocks
+from benchmarks.worker import Setting, Step
 from recipes.compiling import compiled
 from recipes.train_translation import Recipe
 from tasks.translation.model import TranslationModel

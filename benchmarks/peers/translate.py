@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.nn.functional as F
 
-from benchmarks.duel import Setting
 from benchmarks.peers import ctranslate, hugging_face
 from benchmarks.peers.steps import precision as precision_of
+from benchmarks.worker import Setting
 from recipes.config import recipe_of
 from recipes.runs import load
 from recipes.train_translation import Recipe

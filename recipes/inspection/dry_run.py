@@ -108,8 +108,6 @@ class _Shapes(FakeTensorMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is WHERE:
-            return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default:
             return {torch.bool: False}.get(args[0].dtype, 0.5 if args[0].is_floating_point() else 0)
         return super().__torch_dispatch__(func, types, args, kwargs or {})

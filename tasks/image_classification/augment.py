@@ -1,17 +1,15 @@
-"""How images are cut, changed, mixed and ordered before a model sees them, on `torchvision.transforms.v2`.
+"""How images are cut, changed and mixed before a model sees them, on `torchvision.transforms.v2`.
 
 One image is a uint8 tensor (channels, height, width) with 1 or 3 channels until it is on the device, where `normalize`
 takes the whole batch; sizes are (height, width). Every random draw comes from a seed that is given, so an epoch is the
 same in any process and on any number of them.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -226,40 +224,6 @@ def mix_batch(images: Tensor, targets: Tensor, config: AugmentConfig, seed: int)
         if float(torch.rand(())) >= config.mix:
             return images, targets
         return kinds[int(torch.randint(len(kinds), ()))](images, targets)
-
-
-def planned_rows(count: int, batch: int, repeats: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the micro-batches of one epoch as rows of the data set, a pure function of the arguments.
-
-    With `repeats` of 1 each of `count` images comes once. With more (Hoffer et al. 2020; Touvron et al. 2021), each
-    image that comes is `repeats` times in one micro-batch, so that an epoch has as many samples as there are images, to
-    within `repeats`: of `repeats` epochs in a row, from a multiple on, each shows another share of the images, and
-    every image comes in one of them. The copies lie as far apart as they can, so that `mix_batch` mixes different
-    images. `batch` counts samples; the last micro-batch of an epoch may be smaller, and nothing is dropped.
-
-    Raises ValueError as `check_plan` does.
-    """
-    check_plan(count, batch, repeats)
-    cycle, part = divmod(epoch, repeats)
-    order = np.random.default_rng([seed, cycle]).permutation(count)
-    shown: list[int] = order[part * count // repeats : (part + 1) * count // repeats].tolist()
-    different = batch // repeats
-    return [shown[begin : begin + different] * repeats for begin in range(0, len(shown), different)]
-
-
-def check_plan(count: int, batch: int, repeats: int) -> None:
-    """Raise ValueError if `batch` does not hold all repeats of an image, or there are fewer images than repeats."""
-    _check("batch", batch, batch >= 1 and batch % repeats == 0, f"a multiple of the repeats, {repeats}")
-    _check("repeats", repeats, repeats <= max(count, 1), f"at most the number of images, {count}")
-
-
-def augmentation_seed(seed: int, epoch: int, row: int, occurrence: int) -> int:
-    """Return the 64 bits for `apply`: a hash, the same everywhere, of the data's seed and which image it is and when.
-
-    `occurrence` counts the earlier places of the row in its micro-batch.
-    """
-    digest = hashlib.blake2b(f"{seed} {epoch} {row} {occurrence}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _policy(augment: AugmentConfig, fill: list[float], image_size: tuple[int, int]) -> list[Transform]:

@@ -16,12 +16,9 @@ from tasks.image_classification.augment import (
     AugmentConfig,
     TransformConfig,
     apply,
-    augmentation_seed,
-    check_plan,
     evaluation_transform,
     mix_batch,
     normalize,
-    planned_rows,
     training_size,
     training_transform,
 )
@@ -29,6 +26,7 @@ from tasks.image_classification.data import Images, LabelledImages
 from tasks.image_classification.distill import DistillConfig, Teacher, distillation_loss
 from tasks.image_classification.evaluate import Prediction, measure
 from tasks.image_classification.model import ImageModelConfig, build_model, patch_pixels
+from tasks.image_classification.plan import augmentation_seed, check_plan, planned_rows
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
 from tasks.image_classification.sources import class_difference
 from tasks.task import Loss, Split, Task

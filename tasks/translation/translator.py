@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,8 +10,8 @@ import torch
 from torch import nn
 
 from tasks.errors import InputError
+from tasks.forks import Forks, default_workers
 from tasks.translation.batching import plan_batches
-from tasks.translation.forks import Forks
 from tasks.translation.model import EncoderDecoder
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.task import collate, decode, longest_translation, pad_source, reference_nll
@@ -88,7 +87,7 @@ class Translator:
         self.precision: Precision = precision
         self.shortlist = shortlist
         self.forks: Forks[_Batch, list[list[Hypothesis]]] | None = None
-        self.workers = workers or (torch.get_num_threads() if sys.platform == "linux" else 1)
+        self.workers = workers or default_workers()
         self.searched = [self._made_fast(model) for model in self.models]
 
     def __call__(self, sentence: str) -> str:

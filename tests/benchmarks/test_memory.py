@@ -1,8 +1,8 @@
 import pytest
 
 from benchmarks import memory
-from benchmarks.duel import Failed
 from benchmarks.memory import GB, RECOMPUTE, Recipe
+from benchmarks.worker import Failed
 from recipes.config import read
 from tasks.errors import InputError
 

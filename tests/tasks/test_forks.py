@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.translation.forks import Forks
+from tasks.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
@@ -51,7 +51,7 @@ def test_forks_die_with_the_process_that_made_them(tmp_path):
     names = tmp_path / "processes"
     program = f"""
 import os, pathlib, sys
-from tasks.translation.forks import Forks
+from tasks.forks import Forks
 forks = Forks(lambda item: os.getpid(), 2)
 pathlib.Path({str(names)!r}).write_text(" ".join(map(str, set(forks.map(list(range(20)))))))
 os.kill(os.getpid(), 9)

@@ -16,13 +16,12 @@ from tasks.image_classification.augment import (
     AugmentConfig,
     TransformConfig,
     apply,
-    augmentation_seed,
     evaluation_transform,
     mix_batch,
     normalize,
-    planned_rows,
     training_transform,
 )
+from tasks.image_classification.plan import augmentation_seed, planned_rows
 
 POLICIES = ("rand", "trivial", "auto_cifar10", "auto_imagenet", "three")
 PLAIN = {"crop": "none", "flip": False}

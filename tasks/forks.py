@@ -1,6 +1,7 @@
 """Work shared by processes with a core each: what an operator costs in Python is then paid by all of them at once."""
 
 import ctypes
+import gc
 import multiprocessing
 import signal
 import sys
@@ -16,6 +17,11 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 _function: Callable[[Any], Any]
+
+
+def default_workers() -> int:
+    """Return how many forks keep the cores of this process busy: as many as it has threads, 1 where none can be had."""
+    return torch.get_num_threads() if sys.platform == "linux" else 1
 
 
 class Forks(Generic[Item, Found]):
@@ -51,6 +57,7 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     torch.set_num_threads(1)
+    gc.freeze()  # what is shared lives as long as this process; looking for garbage in it would only copy it
     if sys.platform == "linux":
         # A process that is killed cannot tell its forks, and each of them keeps open what the others wait for.
         parent_death_signal = 1
