@@ -45,7 +45,7 @@ MAY_CHANGE = (
     "tensorboard",
 )
 """Settings of training that a run may be continued with although they differ from those it began with."""
-NOT_TRAINING = ("expected.", "scores.", "search.", "data.folder", "data.keep")
+NOT_TRAINING = ("expected.", "scores.", "search.", "data.folder", "data.keep", "data.on_device")
 """Beginnings of further settings that change nothing in training."""
 
 

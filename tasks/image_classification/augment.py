@@ -157,7 +157,7 @@ def training_transform(augment: AugmentConfig, transform: TransformConfig, image
     It draws from torch's global generator for the CPU and from nothing else: call it through `apply`.
     Raises ValueError as `evaluation_transform` does.
     """
-    view, fill = evaluation_transform(transform, image_size), _mean_colour(transform)
+    view, fill = evaluation_transform(transform, image_size), mean_colour(transform)
     steps: list[Transform] = []
     if augment.crop == "random_resized":
         scale = (augment.min_scale, 1.0)
@@ -192,7 +192,7 @@ def training_size(
 
 def apply(transform: Transform, image: Tensor, seed: int) -> Tensor:
     """Return `transform(image)` as `seed` decides it in any process; the caller's generators stay as they are."""
-    with _seeded(seed):
+    with seeded(seed):
         return transform(image)
 
 
@@ -220,7 +220,7 @@ def mix_batch(images: Tensor, targets: Tensor, config: AugmentConfig, seed: int)
         return images, targets
     if not images.is_floating_point():
         raise ValueError(f"images of dtype={images.dtype} cannot be mixed: give what `normalize` returns.")
-    with _seeded(seed):
+    with seeded(seed):
         if float(torch.rand(())) >= config.mix:
             return images, targets
         return kinds[int(torch.randint(len(kinds), ()))](images, targets)
@@ -245,7 +245,8 @@ def _policy(augment: AugmentConfig, fill: list[float], image_size: tuple[int, in
             return [v2.RandomChoice([v2.RandomGrayscale(p=1), solarize, blur])]
 
 
-def _mean_colour(config: TransformConfig) -> list[float]:
+def mean_colour(config: TransformConfig) -> list[float]:
+    """Return the value of each channel, or of all, for pixels without content."""
     return [float(round(255 * value)) for value in config.mean]
 
 
@@ -255,7 +256,7 @@ def _channels(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch's generator for the CPU and put it back; `torch.manual_seed` would seed every device for good."""
     generator = torch.default_generator
     before = generator.get_state()

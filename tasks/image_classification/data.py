@@ -58,6 +58,9 @@ class Images:
     keep: bool = False
     """Keep decoded images in memory, a byte for each pixel and channel, so that each is decoded once; every loader
     process keeps those it has read."""
+    on_device: bool = False
+    """Hold all training images on the device, a byte for each pixel and channel, and cut and mirror them there; for
+    small images that are augmented in no other way."""
     channels: int = 3
     """3: red, green and blue; 1: grey."""
     batch: int = 128

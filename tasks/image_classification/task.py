@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ from tasks.image_classification.evaluate import Prediction, measure
 from tasks.image_classification.model import ImageModelConfig, build_model, patch_pixels
 from tasks.image_classification.plan import augmentation_seed, check_plan, planned_rows
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
+from tasks.image_classification.resident import ResidentImages, check_resident
 from tasks.image_classification.sources import class_difference
 from tasks.task import Loss, Split, Task
 
@@ -52,7 +54,7 @@ class Batch(NamedTuple):
     rows: list[int]
     """The examples, by their row in the split."""
     images: Tensor
-    """(batch, channels, height, width) uint8."""
+    """(batch, channels, height, width) uint8; of training images on the device their `ResidentImages.views`."""
     labels: Tensor
     """(batch,) places of the classes."""
     seed: int
@@ -82,6 +84,7 @@ class ImageClassification(Task[Batch]):
         self.pretrained, self.distill = pretrained or PretrainedConfig(), distill or DistillConfig()
         self.teacher = teacher
         self.changes: Table | None = None
+        self.resident: ResidentImages | None = None
         try:
             with torch.device("meta"):  # the settings of a model are tried before data are read
                 build_model(model, 2, channels=data.channels)
@@ -92,6 +95,8 @@ class ImageClassification(Task[Batch]):
             self.test_transform = evaluation_transform(transform, model.image_size)
             normalize(torch.zeros(1, data.channels, 1, 1, dtype=torch.uint8), transform.mean, transform.std)
             check_plan(augment.repeats, data.batch, augment.repeats)
+            if data.on_device:
+                check_resident(augment)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -107,6 +112,9 @@ class ImageClassification(Task[Batch]):
     def prepare(self, folder: Path) -> None:
         """Open the images and keep the names of the classes in the run folder."""
         self.images = LabelledImages(self.data, folder)
+        if self.data.on_device:
+            read, count = partial(self.images.image, "train"), self.images.sizes["train"]
+            self.resident = ResidentImages(read, count, self.augment, self.transform, self.model.image_size)
         if self.teacher is not None:
             self._check_classes(self.teacher.classes)
         try:
@@ -156,20 +164,30 @@ class ImageClassification(Task[Batch]):
 
     def batch(self, split: Split, indices: Sequence[int], epoch: int) -> Batch:
         """Read, decode and augment some images."""
-        seen: Counter[int] = Counter()
-        images = []
-        augment = self.train_transforms[self._size(epoch)] if split == "train" else self.test_transform
-        for row in indices:
-            image = self.images.image(split, row)
-            if split == "train":
-                seed = augmentation_seed(self.data.seed, epoch, row, seen[row])
-                images.append(apply(augment, image, seed))
+        read = partial(self.images.image, split)
+        if split == "train":
+            seeds = self._seeds(indices, epoch)
+            if self.resident is not None:
+                images = self.resident.views(indices, seeds)
             else:
-                images.append(augment(image))
-            seen[row] += 1
+                augment = self.train_transforms[self._size(epoch)]
+                images = torch.stack(
+                    [apply(augment, read(row), seed) for row, seed in zip(indices, seeds, strict=True)]
+                )
+        else:
+            images = torch.stack([self.test_transform(read(row)) for row in indices])
         labels = torch.tensor([self.images.label(split, row) for row in indices])
         first = indices[0] if indices else 0
-        return Batch(list(indices), torch.stack(images), labels, augmentation_seed(self.data.seed, epoch, first, -1))
+        return Batch(list(indices), images, labels, augmentation_seed(self.data.seed, epoch, first, -1))
+
+    def _seeds(self, rows: Sequence[int], epoch: int) -> list[int]:
+        """Return whence each image is augmented; an image that comes again is augmented otherwise."""
+        seen: Counter[int] = Counter()
+        seeds: list[int] = []
+        for row in rows:
+            seeds.append(augmentation_seed(self.data.seed, epoch, row, seen[row]))
+            seen[row] += 1
+        return seeds
 
     def targets(self, batch: Batch) -> int:
         """Count images."""
@@ -178,7 +196,8 @@ class ImageClassification(Task[Batch]):
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Sum the loss over the images, mixed as the augmentation says, with the teacher's share if there is one."""
         classes, config = len(self.images.classes), self.distill
-        images = normalize(batch.images, self.transform.mean, self.transform.std)
+        pixels = batch.images if self.resident is None else self.resident.pixels(batch.images)
+        images = normalize(pixels, self.transform.mean, self.transform.std)
         targets = F.one_hot(batch.labels, classes).to(images.dtype)
         images, targets = mix_batch(images, targets, self.augment, batch.seed)
         logits = model(images).float()

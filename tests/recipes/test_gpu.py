@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from recipes import loop
+from recipes import loop, train_images
+from recipes.config import launch
 from recipes.reverse import Recipe, Reverse, Strings
 from recipes.runs import load
 from recipes.train_config import TrainConfig
@@ -26,8 +27,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_an_update_never_waits_for_the_device(tmp_path, monkeypatch):
+@pytest.fixture
+def updates(monkeypatch) -> list[object]:
+    """Updates of a training loop; from the second on, one that waits for the device is an error."""
     whole, updates = loop.update, []
 
     def watched(*given):
@@ -39,12 +41,25 @@ def test_an_update_never_waits_for_the_device(tmp_path, monkeypatch):
         updates.append(given)
 
     monkeypatch.setattr(loop, "update", watched)
+    return updates
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_an_update_never_waits_for_the_device(tmp_path, updates):
     config = TrainConfig(
         out=str(tmp_path / "run"), steps=6, warmup=2, precision="bf16", monitor="exact", tensorboard=False
     )
     strings = Strings(longest=6, train=40, valid=8, batch=8)
     block = BlockConfig(dim=32, num_heads=4, hidden_dim=64)
     loop.train(Reverse(strings, block, depth=1), config, Recipe(data=strings, block=block, train=config))
+    assert len(updates) == 6
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_images_on_the_device_are_cut_without_waiting(tmp_path, updates):
+    flags = "--data.on_device true --train.steps 6 --train.warmup 2 --train.tensorboard false"
+    arguments = [*flags.split(), "--expected.metric", "", "--train.out", str(tmp_path / "run")]
+    launch(train_images.Recipe, train_images.main, arguments, config="embedded_digits.yaml")
     assert len(updates) == 6
 
 

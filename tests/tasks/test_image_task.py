@@ -269,6 +269,56 @@ def trained(tmp_path) -> tuple[Path, dict[str, Tensor]]:
     return tmp_path / "model.safetensors", model.state_dict()
 
 
+# Images on the device.
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "augment",
+    [STILL, replace(STILL, flip=True), AugmentConfig(crop="pad", padding=3), replace(STILL, crop="pad", repeats=2)],
+)
+def test_images_on_the_device_are_those_of_the_loaders_to_the_bit(make, augment, channels):
+    transform = TransformConfig(mean=(0.1, 0.5, 0.9)[:channels], std=(0.2, 0.3, 0.4)[:channels])
+    settings = {"augment": augment, "transform": transform}
+    plain = make(data={"channels": channels}, **settings)
+    resident = make(data={"channels": channels, "on_device": True}, **settings)
+    model = scrambled(plain.build())
+    for epoch in range(3):
+        rows = [3, 0, 3, 10, 5, 5]
+        one, other = (task.batch("train", rows, epoch) for task in (plain, resident))
+        assert other.images.shape == (6, 4)
+        assert torch.equal(resident.resident.pixels(other.images), one.images)
+        assert torch.equal(plain.loss(model, one).total, resident.loss(model, other).total)
+    assert torch.equal(plain.batch("valid", [2, 6], 0).images, resident.batch("valid", [2, 6], 0).images)
+
+
+def test_images_on_the_device_are_read_once_and_by_no_loader(make, monkeypatch):
+    task, seen = make(data={"on_device": True}), []
+    monkeypatch.setattr(task.resident, "read", lambda row: seen.append(row) or task.images.image("train", row))
+    batch, model = task.batch("train", [4, 2], 0), task.build()
+    assert seen == []
+    task.loss(model, batch)
+    task.loss(model, task.batch("train", [7], 1))
+    assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(),
+        replace(STILL, policy="rand"),
+        replace(STILL, color_jitter=0.1),
+        replace(STILL, erasing=0.1),
+        replace(STILL, start_size=(4, 4), grow_epochs=2),
+    ],
+    ids=["crop", "policy", "color_jitter", "erasing", "start_size"],
+)
+def test_what_a_device_does_not_do_to_images_is_refused_before_they_are_read(make, augment, request):
+    name = request.node.callspec.id
+    with pytest.raises(InputError, match=rf"on_device=True .* augment\.{name} asks for more: choose augment\.crop pad"):
+        make(augment=augment, data={"on_device": True})
+
+
 # Images that grow.
 
 
