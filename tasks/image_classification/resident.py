@@ -1,7 +1,6 @@
 """Small training images that stay on the device: they are cut out and mirrored there, and loaders move no pixels."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Int, UInt8
@@ -66,9 +65,8 @@ class ResidentImages:
         return found.permute(0, 3, 1, 2).contiguous()
 
     def _read_all(self) -> UInt8[Tensor, "images height width channels"]:
-        """Decode all images, with the border that a moved window sees; decoders let go of the interpreter."""
-        with ThreadPoolExecutor() as threads:
-            images = torch.stack(list(threads.map(lambda row: self.view(self.read(row)), range(self.count))))
+        """Decode all images, with the border that a moved window sees."""
+        images = torch.stack([self.view(self.read(row)) for row in range(self.count)])
         fill = self.fill * images.size(1) if len(self.fill) == 1 else self.fill
         return F.pad(images, [self.padding], fill=fill).permute(0, 2, 3, 1).contiguous()
 
