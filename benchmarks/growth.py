@@ -249,16 +249,11 @@ def draw(curve: Curve, path: Path) -> None:
     axes.errorbar(curve.sizes, medians, yerr=spread, marker="o", capsize=3, label=f"measured, {curve.measured:.2f}")
     expected = [medians[-1] * flops / curve.flops[-1] for flops in curve.flops]
     axes.plot(curve.sizes, expected, "--", color="gray", label=f"operations, {curve.expected:.2f}")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel=curve.axis.replace("_", " "),
-        ylabel="seconds a step",
-        title=WORDS[curve.axis],
-    )
+    varied, _, others = WORDS[curve.axis].partition("; ")
+    axes.set(xscale="log", yscale="log", xlabel=varied, ylabel="seconds a step", title=others)
     axes.title.set_fontsize(8)
+    axes.xaxis.minorticks_off()
     axes.set_xticks(curve.sizes, [f"{size:,}" for size in curve.sizes], rotation=45, fontsize=8)
-    axes.minorticks_off()
     axes.legend(title="exponent at the top")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -72,7 +72,7 @@ class ResidentImages:
 
 
 def check_resident(augment: AugmentConfig) -> None:
-    """Raise ValueError if images are to be changed in more ways than a device can without their decoder's processes."""
+    """Raise ValueError if training images are to be changed in other ways than cut and mirrored."""
     more = {
         "crop": augment.crop == "random_resized",
         "policy": augment.policy != "none",
