@@ -5,9 +5,9 @@
 
 No data are needed: images are noise, sentences have 32 tokens on both sides, of a vocabulary of 10,000. Each batch
 trains in a process of its own, two updates with AdamW, out of the box; what counts is the most that the process held,
-PyTorch itself included. Memory grows in proportion to the batch: two small ones give a line, which says how large a
-batch fits, and that batch is then run, so that the last column is measured as well. "recompute" is ours with the
-activations of the blocks computed again in the backward pass (model.block.recompute).
+PyTorch itself included. Memory grows almost in proportion to the batch: two small ones give a line, which says how
+large a batch fits; that batch is run, and where it needs more, smaller ones are, so that the last columns are measured.
+"recompute" is ours with the activations of the blocks computed again in the backward pass (model.block.recompute).
 """
 
 from collections.abc import Sequence
@@ -59,6 +59,8 @@ class Size(NamedTuple):
     larger: int
 
 
+CLOSE = 0.95
+"""Share of the memory that a batch found by trying fills at least."""
 SIZES = {"images": Size(4, 12), "text": Size(32, 96)}
 
 
@@ -68,7 +70,7 @@ class Fit:
 
     name: str
     each: float
-    """Bytes of an image or a sentence."""
+    """Bytes of an image or a sentence, of small batches."""
     fixed: float
     """Bytes of a process that trains on nothing: PyTorch, weights, gradients, moments."""
     largest: int
@@ -102,13 +104,26 @@ def names(recipe: Recipe) -> list[str]:
 
 
 def fit(recipe: Recipe, name: str) -> Fit:
-    """Draw the line through two batches, and run the one that it says fits. Raises Failed as `peak` does."""
-    size = SIZES[recipe.task]
-    low, high = peak(recipe, name, size.small), peak(recipe, name, size.larger)
-    each = (high - low) / (size.larger - size.small)
-    fixed = low - each * size.small
-    largest = max(0, int((recipe.memory_gb * GB - fixed) / each))
-    return Fit(name, each, fixed, largest, peak(recipe, name, largest) if largest else 0)
+    """Run the batch that the line through two small ones says fits; where it does not, look between it and those.
+
+    Raises Failed as `peak` does.
+    """
+    limit, sizes = recipe.memory_gb * GB, SIZES[recipe.task]
+    below, above = ((size, peak(recipe, name, size)) for size in sizes)
+    each = (above[1] - below[1]) / (above[0] - below[0])
+    fixed = below[1] - each * below[0]
+    while True:
+        slope = (above[1] - below[1]) / (above[0] - below[0])
+        size = int(below[0] + (limit - below[1]) / slope)
+        if size <= below[0]:
+            return Fit(name, each, fixed, *(below if below[1] <= limit else (0, 0)))
+        found = peak(recipe, name, size)
+        if found > limit:
+            above = size, found
+        elif found > CLOSE * limit or above[1] <= limit:
+            return Fit(name, each, fixed, size, found)
+        else:
+            below = size, found
 
 
 def peak(recipe: Recipe, name: str, size: int) -> int:

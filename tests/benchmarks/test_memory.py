@@ -22,6 +22,19 @@ def test_the_line_through_two_batches_says_what_fits_and_that_is_run(monkeypatch
     assert memory.fit(Recipe(memory_gb=0.05), "timm").largest == 0
 
 
+def test_where_memory_grows_faster_than_the_line_less_is_run_until_it_fits(monkeypatch):
+    asked = []
+
+    def peak(recipe, name, size):
+        asked.append(size)
+        return 2**20 * (100 + 2 * size + size**2 // 100)
+
+    monkeypatch.setattr(memory, "peak", peak)
+    found = memory.fit(Recipe(memory_gb=1.0), "timm")
+    assert 0.95 * GB < found.peak <= GB and found.peak == peak(None, "", found.largest)
+    assert 3 < len(asked) < 8
+
+
 @pytest.mark.slow
 def test_recomputed_blocks_take_less_memory():
     size = memory.SIZES["images"].larger
