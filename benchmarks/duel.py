@@ -154,7 +154,7 @@ def seated(
             waiting.pop(0)
             league = league_of(contender)
         worker = stack.enter_context(Worker(contender, warmup=config.warmup, steps=config.steps))
-        if (peak := begin(worker, result)) is None:
+        if (peak := wait_until_ready(worker, result)) is None:
             continue
         held, largest = held + peak, max(largest, peak)
         yield worker
@@ -171,11 +171,11 @@ def warmed_up(places: Sequence[tuple[Contender, Result]], config: DuelConfig, st
             (stack.enter_context(Worker(contender, warmup=config.warmup, steps=config.steps)), result)
             for contender, result in places[first:][: config.together]
         ]
-        ready.extend(worker for worker, result in starting if begin(worker, result) is not None)
+        ready.extend(worker for worker, result in starting if wait_until_ready(worker, result) is not None)
     return ready
 
 
-def begin(worker: Worker, result: Result) -> int | None:
+def wait_until_ready(worker: Worker, result: Result) -> int | None:
     """Wait until a process is ready, and return the bytes that it held at most.
 
     None where it cannot do the work, which the result then says. Raises Failed where it is one of ours.
@@ -185,7 +185,7 @@ def begin(worker: Worker, result: Result) -> int | None:
         peak: int = worker.ask("start")
     except Failed as failure:
         if worker.contender.ours:
-            raise
+            raise Failed(f"{name}: {failure}") from None
         result.leave_out(name, str(failure).partition("\n")[0])
         return None
     console().print(f"ready: {name}, {peak / 2**20:,.0f} MB", soft_wrap=True)

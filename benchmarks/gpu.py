@@ -59,6 +59,10 @@ class Recipe(Translation):
     """What is trained, one after the other."""
     duel: DuelConfig = field(default_factory=lambda: DuelConfig(steps=6, warmup=6, pause=0.0))
 
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise ValueError(f"--shapes names none: choose among {', '.join(TITLES)}.")
+
 
 class Match(NamedTuple):
     """Who is compared with each other, ours first, and what was found."""
@@ -76,8 +80,8 @@ def main(recipe: Recipe) -> None:
     matches = [match(recipe, shape) for shape in recipe.shapes]
     with ExitStack() as stack:
         # Shape by shape, so that large models warm up beside small ones.
-        places = zip_longest(*([(each, match.result) for each in match.contenders] for match in matches))
-        everybody = [place for shape in places for place in shape if place is not None]
+        rows = zip_longest(*([(each, match.result) for each in match.contenders] for match in matches))
+        everybody = [place for row in rows for place in row if place is not None]
         limit, *workers = warmed_up([(GPU_LIMIT, matches[0].result), *everybody], recipe.duel, stack)
         play([limit, *workers], recipe.duel)
         for shape, own, result in matches:

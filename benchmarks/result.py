@@ -73,10 +73,10 @@ class Result:
     entries: list[Entry] = field(default_factory=list)
     limits: list[Entry] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    """Contenders that did not take part, and why."""
+    """Who did not take part, and why: contenders that are not installed by name, others with their league."""
     sittings: int = 0
     """Groups of processes that were alive together; 1: all met all."""
-    date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    date: str = field(default_factory=lambda: now())
     command: str = field(default_factory=lambda: command())
     machine: dict[str, Any] = field(default_factory=lambda: machine())
     versions: dict[str, str] = field(default_factory=lambda: versions())
@@ -127,6 +127,11 @@ def command() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     words: Iterable[str] = [spec.name.removesuffix(".__main__") if spec is not None else sys.argv[0], *sys.argv[1:]]
     return "python -m " + shlex.join(f"PATH/{Path(word).name}" if word.startswith("/") else word for word in words)
+
+
+def now() -> str:
+    """Return the date and the time of day, as they stand beside figures."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def machine() -> dict[str, Any]:

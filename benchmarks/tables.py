@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.result import Entry, Result, command, machine, versions
+from benchmarks.result import Entry, Result, command, machine, now, versions
 from recipes.tracking import number
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -106,12 +106,13 @@ def publish(result: Result, folder: str, name: str) -> None:
 
 
 def keep(made: Sheet, folder: str, name: str, **found: Any) -> None:
-    """Show a table and keep it as Markdown, and what it was made of as JSON, with command, machine and versions."""
-    record = {"command": command(), "machine": machine(), "versions": versions(), **found}
+    """Show a table and keep it as Markdown, and its numbers as JSON, with date, command, machine and versions."""
+    date = now()
+    record = {"date": date, "command": command(), "machine": machine(), "versions": versions(), **found}
     path = Path(folder, f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    _lay_out(made, path.with_suffix(".md"))
+    _lay_out(made._replace(notes=[*made.notes, f"{date}."]), path.with_suffix(".md"))
 
 
 def _lay_out(made: Sheet, path: Path) -> None:

@@ -79,11 +79,11 @@ class Worker:
 
     def ask(self, command: str) -> Any:
         """Let the process do something and return its answer. Raises Failed."""
-        if command != "start":
-            self.connection.send(command)
         try:
+            if command != "start":
+                self.connection.send(command)
             good, answer = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             good, answer = False, "the process died; the system may have had no memory left"
         if not good:
             raise Failed(answer)

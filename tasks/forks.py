@@ -20,7 +20,7 @@ _function: Callable[[Any], Any]
 
 
 def default_workers() -> int:
-    """Return how many forks keep the cores of this process busy: as many as it has threads, 1 where none can be had."""
+    """Return how many forks keep the cores of this process busy: its threads, or 1 where the system cannot fork."""
     return torch.get_num_threads() if sys.platform == "linux" else 1
 
 

@@ -153,7 +153,7 @@ def _images(arguments: Sequence[str], classes: int) -> Subject:
     program, tasks = import_module("recipes.image_runs"), import_module("tasks.image_classification.task")
     recipe = read(program.Recipe, arguments)
     augment = replace(recipe.augment, mixup=0.0, cutmix=0.0)
-    groups = replace(recipe.data, on_device=False), recipe.model, augment, recipe.transform, recipe.loss
+    groups = recipe.data, recipe.model, augment, recipe.transform, recipe.loss
     task = tasks.ImageClassification(*groups, pretrained=recipe.pretrained)
     task.images = SimpleNamespace(classes=range(classes))
     channels, size = recipe.data.channels, recipe.model.image_size

@@ -53,7 +53,7 @@ def survey(subject: Subject, batch: int, device: Device) -> Survey:
             return _Run(inference(subject, batch, device, precision))
         return _Run(training(subject, batch, device, precision, recompute=recompute))
 
-    longest_first, workers = KINDS[::-1], default_workers()
+    longest_first, workers = KINDS[::-1], min(default_workers(), len(KINDS))
     runs = Forks(run, workers).map(longest_first) if workers > 1 else map(run, longest_first)
     found = dict(zip(longest_first, runs, strict=True))
     forward, step = found["fp32", None], found["fp32", subject.recompute]

@@ -60,7 +60,7 @@ class Images:
     process keeps those it has read."""
     on_device: bool = False
     """Hold all training images on the device, a byte for each pixel and channel, and cut and mirror them there; for
-    small images that are augmented in no other way."""
+    small images that are augmented in no other way. Every process decodes all of them in its first update."""
     channels: int = 3
     """3: red, green and blue; 1: grey."""
     batch: int = 128
@@ -115,7 +115,7 @@ class LabelledImages:
         except ImageError as error:
             remedy = "replace it, take it out, or leave such images out with --data.corrupt skip"
             raise ImageError(error.name, error.reason, remedy) from error
-        if self.config.keep:
+        if self.config.keep and not (split == "train" and self.config.on_device):  # which holds them already
             self._kept[split, row] = image
         return image
 

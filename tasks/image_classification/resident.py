@@ -1,12 +1,13 @@
 """Small training images that stay on the device: they are cut out and mirrored there, and loaders move no pixels."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
+from tasks.errors import InputError
 from tasks.image_classification.augment import (
     AugmentConfig,
     TransformConfig,
@@ -17,7 +18,7 @@ from tasks.image_classification.augment import (
 
 
 class ResidentImages:
-    """All training images in one tensor, a byte for each pixel and channel, on the device of who first asks.
+    """All training images in one tensor, a byte for each pixel and channel, read when the first are asked for.
 
     What an epoch shows of them is drawn on the host, four numbers an image, from the seeds of the images: the same
     pixels, to the bit, as those of `training_transform`.
@@ -31,7 +32,7 @@ class ResidentImages:
         transform: TransformConfig,
         size: tuple[int, int],
     ) -> None:
-        """Remember how to read the `count` images; that is done when the first are asked for.
+        """Remember how to read each of `count` images, as uint8 (channels, height, width) of any size.
 
         Raises ValueError as `check_resident` does.
         """
@@ -52,9 +53,12 @@ class ResidentImages:
         return torch.tensor(views, dtype=torch.int64).view(-1, 4)
 
     def pixels(self, views: Int[Tensor, "batch 4"]) -> UInt8[Tensor, "batch channels height width"]:
-        """Cut out what `views` says, on its device. Raises what `read` does, when the images are read."""
-        if self._held is None or self._held.device != views.device:
-            self._held = self._read_all().to(views.device)
+        """Cut out what `views` says, on its device.
+
+        The first time all images are read. Then raises what `read` does, and InputError where memory lacks for them.
+        """
+        if self._held is None:
+            self._held = self._read_all(views.device)
         rows, top, left, mirrored = views.unbind(1)
         lines, columns = (
             begin.unsqueeze(1) + torch.arange(side, device=views.device)
@@ -64,11 +68,22 @@ class ResidentImages:
         found = self._held[rows[:, None, None], lines.unsqueeze(2), columns.unsqueeze(1)]
         return found.permute(0, 3, 1, 2).contiguous()
 
-    def _read_all(self) -> UInt8[Tensor, "images height width channels"]:
+    def _read_all(self, device: torch.device) -> UInt8[Tensor, "images height width channels"]:
         """Decode all images, with the border that a moved window sees."""
-        images = torch.stack([self.view(self.read(row)) for row in range(self.count)])
-        fill = self.fill * images.size(1) if len(self.fill) == 1 else self.fill
-        return F.pad(images, [self.padding], fill=fill).permute(0, 2, 3, 1).contiguous()
+        border, (height, width), channels = self.padding, self.size, self.view(self.read(0)).size(0)
+        shape = self.count, height + 2 * border, width + 2 * border, channels
+        try:
+            held = torch.empty(shape, dtype=torch.uint8, device=device)
+            here = held if device.type == "cpu" else torch.empty(shape, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise InputError(
+                f"on_device=True wants {math.prod(shape) / 1e9:,.1f} GB on {device} for {self.count:,} images, which "
+                "it does not have: choose --data.on_device false."
+            ) from error
+        here[:] = torch.tensor(self.fill, dtype=torch.uint8)
+        for row in range(self.count):
+            here[row, border : border + height, border : border + width] = self.view(self.read(row)).permute(1, 2, 0)
+        return held.copy_(here)
 
 
 def check_resident(augment: AugmentConfig) -> None:

@@ -58,7 +58,7 @@ class Batch(NamedTuple):
     labels: Tensor
     """(batch,) places of the classes."""
     seed: int
-    """Whence images are mixed in training."""
+    """Seed from which images are mixed in training."""
 
 
 class ImageClassification(Task[Batch]):
@@ -181,7 +181,7 @@ class ImageClassification(Task[Batch]):
         return Batch(list(indices), images, labels, augmentation_seed(self.data.seed, epoch, first, -1))
 
     def _seeds(self, rows: Sequence[int], epoch: int) -> list[int]:
-        """Return whence each image is augmented; an image that comes again is augmented otherwise."""
+        """Return the seed of each image's augmentation; an image that comes again has another."""
         seen: Counter[int] = Counter()
         seeds: list[int] = []
         for row in rows:

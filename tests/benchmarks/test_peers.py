@@ -125,7 +125,7 @@ def test_the_exponent_is_that_of_the_largest_sizes():
     assert growth.slope([1, 2, 4, 8, 16], [5, 5, 16, 64, 256]) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("axis", ["length", "batch", "width", "depth", "vocabulary"])
+@pytest.mark.parametrize("axis", growth.SIZES)
 def test_the_smallest_size_of_each_axis_runs_and_is_drawn(axis, tmp_path):
     step = growth.make_step(axis, growth.SIZES[axis][0])
     seconds = [[growth.timed(step)], [1.0], [2.0]]

@@ -1,5 +1,6 @@
 """What inspect_model says of a model, beside what PyTorch counts when the same model really runs."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from recipes import inspect_model
 from recipes.config import launch, read
+from recipes.inspection import survey as counting
 from recipes.inspection.flops import evaluation, flop_counter, update
 from recipes.inspection.layers import Layer, OutputShapes, layers
 from recipes.inspection.memory import as_trained, inference, largest_batch, training
@@ -160,6 +162,16 @@ def test_what_else_is_watched_changes_no_memory():
     assert evaluation(given, 4, "cuda")[1] == inference(given, 4, "cuda", "fp32")
     for again in (False, True):
         assert update(given, 4, "cuda", recompute=again)[1] == training(given, 4, "cuda", "fp32", recompute=again)
+
+
+def test_forks_count_what_one_process_counts(monkeypatch):
+    given, found = subject(RECOGNITION), []
+    for workers in (3, 1):
+        monkeypatch.setattr(counting, "default_workers", partial(int, workers))
+        found.append(counting.survey(given, 4, "cuda"))
+    assert found[0] == found[1] and tuple(found[0].memory) == counting.KINDS
+    assert found[0].memory["bf16", True] == training(given, 4, "cuda", "bf16", recompute=True)
+    assert found[0].memory["fp32", None] == inference(given, 4, "cuda", "fp32")
 
 
 def test_the_devices_differ_where_their_kernels_do():

@@ -272,13 +272,13 @@ def trained(tmp_path) -> tuple[Path, dict[str, Tensor]]:
 # Images on the device.
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "colours"), [(1, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize(
     "augment",
     [STILL, replace(STILL, flip=True), AugmentConfig(crop="pad", padding=3), replace(STILL, crop="pad", repeats=2)],
 )
-def test_images_on_the_device_are_those_of_the_loaders_to_the_bit(make, augment, channels):
-    transform = TransformConfig(mean=(0.1, 0.5, 0.9)[:channels], std=(0.2, 0.3, 0.4)[:channels])
+def test_images_on_the_device_are_those_of_the_loaders_to_the_bit(make, augment, channels, colours):
+    transform = TransformConfig(mean=(0.1, 0.5, 0.9)[:colours], std=(0.2, 0.3, 0.4)[:colours])
     settings = {"augment": augment, "transform": transform}
     plain = make(data={"channels": channels}, **settings)
     resident = make(data={"channels": channels, "on_device": True}, **settings)
@@ -299,7 +299,14 @@ def test_images_on_the_device_are_read_once_and_by_no_loader(make, monkeypatch):
     assert seen == []
     task.loss(model, batch)
     task.loss(model, task.batch("train", [7], 1))
-    assert sorted(seen) == list(range(11))
+    assert sorted(seen) == [0, *range(11)]  # the first also says how many channels there are
+
+
+def test_images_that_no_memory_holds_are_refused(make):
+    task = make(data={"on_device": True})
+    task.resident.count = 10**13
+    with pytest.raises(InputError, match="on_device=True wants .* GB on cpu .*: choose --data.on_device false"):
+        task.loss(task.build(), task.batch("train", [1], 0))
 
 
 @pytest.mark.parametrize(
