@@ -57,7 +57,7 @@ def test_an_update_never_waits_for_the_device(tmp_path, updates):
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_images_on_the_device_are_cut_without_waiting(tmp_path, updates):
-    flags = "--data.on_device true --train.steps 6 --train.warmup 2 --train.tensorboard false"
+    flags = "--train.steps 6 --train.warmup 2 --train.tensorboard false"
     arguments = [*flags.split(), "--expected.metric", "", "--train.out", str(tmp_path / "run")]
     launch(train_images.Recipe, train_images.main, arguments, config="embedded_digits.yaml")
     assert len(updates) == 6
