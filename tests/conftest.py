@@ -1,11 +1,19 @@
 """What every test starts from."""
 
+import jaxtyping
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from transformer_core import BlockConfig, Decoder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    """Check the annotations of the core in its own tests, save slow ones: a check takes longer than what it checks."""
+    checked = item.path.parent.name == "core" and item.get_closest_marker("slow") is None
+    jaxtyping.config.update("jaxtyping_disable", not checked)
 
 
 @pytest.fixture(autouse=True, scope="session")

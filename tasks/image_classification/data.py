@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from datasets import Dataset
 from rich.table import Table
 from torch import Tensor
 
@@ -226,6 +225,7 @@ class _Rows:
 
 def _digits() -> tuple[list[str], dict[Split, _Rows]]:
     """Return the embedded digits, 8 x 8 pixels; who trains on them anywhere leaves out the same ones."""
+    from datasets import Dataset
     from sklearn.datasets import load_digits  # takes a second, and is seldom wanted
 
     light, labels = load_digits(return_X_y=True)

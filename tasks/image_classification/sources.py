@@ -4,15 +4,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset
 
 from tasks.errors import InputError, one_line
 from tasks.image_classification.decode import ImageError
+
+if TYPE_CHECKING:  # imported where it is called: it takes a second, and who uses a trained model never calls it
+    from datasets import Dataset
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files of an image folder that are images, in small or capital letters."""
@@ -62,7 +63,7 @@ class Source:
     place: str
     folder: Path
     """Where the paths in it start."""
-    images: Dataset
+    images: "Dataset"
     labels: np.ndarray
     names: list[str]
 
@@ -103,6 +104,8 @@ def open_source(source: ImageSource, folder: Path) -> Source:
 
 def _open_folder(folder: Path) -> Source:
     """List the images of each class; files beside the class folders, and hidden ones anywhere, are passed over."""
+    from datasets import Dataset
+
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: name one that holds a folder for each class.")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -127,7 +130,9 @@ def _list_images(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _read_table(path: Path) -> Dataset:
+def _read_table(path: Path) -> "Dataset":
+    from datasets import Dataset
+
     if not path.is_file():
         raise InputError(f"{path}: no such file: name a .parquet file.")
     try:
@@ -138,11 +143,13 @@ def _read_table(path: Path) -> Dataset:
     return table
 
 
-def _read_dataset(source: ImageSource, name: str, place: str) -> Dataset:
+def _read_dataset(source: ImageSource, name: str, place: str) -> "Dataset":
+    from datasets import Dataset, load_dataset, load_from_disk
+
     try:
         if not any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json")):
-            return datasets.load_dataset(name, source.subset, split=source.split)
-        saved = datasets.load_from_disk(name)
+            return load_dataset(name, source.subset, split=source.split)
+        saved = load_from_disk(name)
     except Exception as error:  # of many kinds; all of them concern the name, the network or the data
         raise InputError(f"{place}: cannot be loaded ({one_line(error.__cause__ or error)}).") from error
     splits = {str(saved.split or "train"): saved} if isinstance(saved, Dataset) else saved
@@ -152,7 +159,7 @@ def _read_dataset(source: ImageSource, name: str, place: str) -> Dataset:
     return splits[source.split]
 
 
-def _labelled(table: Dataset, source: ImageSource, place: str, folder: Path) -> Source:
+def _labelled(table: "Dataset", source: ImageSource, place: str, folder: Path) -> Source:
     for field_name in ("image_column", "label_column"):
         if (column := getattr(source, field_name)) not in table.column_names:
             there = listed(table.column_names)
@@ -175,14 +182,18 @@ def _holds_images(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def encoded(table: Dataset, column: str) -> Dataset:
+def encoded(table: "Dataset", column: str) -> "Dataset":
     """Return the one column, renamed to IMAGE, whose values are encoded images or paths."""
-    images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    from datasets import Image
+
+    images = table.select_columns([column]).cast_column(column, Image(decode=False))
     return images if column == IMAGE else images.rename_column(column, IMAGE)
 
 
-def _read_labels(table: Dataset, column: str, place: str) -> tuple[list[str], np.ndarray]:
+def _read_labels(table: "Dataset", column: str, place: str) -> tuple[list[str], np.ndarray]:
     """Return class names, and for each row the place of its class among them."""
+    from datasets import ClassLabel
+
     feature = table.features[column]
     values: pa.ChunkedArray = table.select_columns([column]).with_format("arrow")[:][column]
     if values.null_count:

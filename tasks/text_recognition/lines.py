@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -14,6 +14,9 @@ from torch import Tensor
 from tasks.errors import InputError, one_line
 from tasks.task import Split
 from tasks.text_recognition.render import able, cut, find_fonts, render
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +112,11 @@ def _read(path: str) -> list[str]:
         raise InputError(f"{path}: {one_line(error)}: data.text wants a file of text in UTF-8.") from None
 
 
-def _table(config: TextImages, split: str) -> datasets.Dataset:
+def _table(config: TextImages, split: str) -> "Dataset":
+    from datasets import load_dataset
+
     try:
-        table = datasets.load_dataset(config.dataset, split=split)
+        table = load_dataset(config.dataset, split=split)
     except (ValueError, OSError) as error:
         raise InputError(f"{config.dataset}: {one_line(error)}") from None
     for column in (config.image_column, config.text_column):

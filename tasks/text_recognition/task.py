@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics.functional.text import char_error_rate, word_error_rate
 
 from tasks.task import Loss, Split, Task
 from tasks.text_recognition.lines import Lines, TextImages
@@ -98,6 +97,8 @@ class TextRecognition(Task[Batch]):
 
     def measure(self, split: Split, outputs: Sequence[tuple[str, str]]) -> dict[str, float]:
         """Return character and word error rate, in percent: edits over the length of what is written."""
+        from torchmetrics.functional.text import char_error_rate, word_error_rate  # takes seconds
+
         read, written = [read for read, _ in outputs], [written for _, written in outputs]
         rates = {"cer": char_error_rate(read, written), "wer": word_error_rate(read, written)}
         return {name: 100 * float(rate) for name, rate in rates.items()}

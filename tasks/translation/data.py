@@ -13,12 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import datasets.config
 import numpy as np
-from datasets import Dataset, Features, Value
-from datasets.arrow_writer import ArrowWriter
 
 from tasks.errors import InputError, one_line
 from tasks.translation.files import (
@@ -31,9 +29,11 @@ from tasks.translation.files import (
     table_kind,
 )
 
+if TYPE_CHECKING:  # imported where it is called: it takes a second, and who uses a trained model never calls it
+    from datasets import Dataset, Features
+
 FORMAT = "parallel text 1"
 """Part of the name of every kept table: raise the number when a reader changes what it returns."""
-FEATURES = Features({"source": Value("string"), "target": Value("string")})
 ROWS_AT_ONCE = 10_000
 
 
@@ -77,22 +77,24 @@ class Corpus:
             raise ValueError(f"weight={self.weight} must be above 0 and finite; leave the corpus out to ignore it.")
 
 
-def read_corpora(corpora: Sequence[Corpus]) -> Dataset:
+def read_corpora(corpora: Sequence[Corpus]) -> "Dataset":
     """Read several corpora one after the other.
 
     Columns: `source` and `target` as in `read_corpus`, and `corpus`, the index in `corpora` (int32).
     """
     if not corpora:
         raise InputError("no corpus is given: name at least one.")
+    from datasets import concatenate_datasets
+
     tables = []
     for index, corpus in enumerate(corpora):
         table = read_corpus(corpus)
         # An array, whatever the annotation of `datasets` says: a list of millions is slow.
         tables.append(table.add_column("corpus", np.full(len(table), index, dtype=np.int32)))
-    return datasets.concatenate_datasets(tables)
+    return concatenate_datasets(tables)
 
 
-def read_corpus(corpus: Corpus) -> Dataset:
+def read_corpus(corpus: Corpus) -> "Dataset":
     """Return every pair of the corpus, in its order, as the string columns `source` and `target`.
 
     The rows are mapped from an Arrow file on disk. Raises `InputError`, naming the file and the line, for text that is
@@ -101,9 +103,11 @@ def read_corpus(corpus: Corpus) -> Dataset:
     return _from_files(corpus) if corpus.dataset is None else _from_hub(corpus)
 
 
-def _from_files(corpus: Corpus) -> Dataset:
+def _from_files(corpus: Corpus) -> "Dataset":
+    from datasets import Dataset
+
     paths = [existing_file(name) for name in (corpus.source, corpus.target, corpus.table) if name is not None]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "parallel_text"
+    folder = kept_folder()
     kept = folder / f"{_content_key(paths, corpus)}.arrow"
     if not kept.exists():
         try:
@@ -114,6 +118,13 @@ def _from_files(corpus: Corpus) -> Dataset:
                 "set HF_DATASETS_CACHE to a folder with room."
             ) from error
     return Dataset.from_file(str(kept))
+
+
+def kept_folder() -> Path:
+    """Return the folder of all that is kept of text between runs, in the cache of `datasets`."""
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE) / "parallel_text"
 
 
 def _content_key(paths: Sequence[Path], corpus: Corpus) -> str:
@@ -129,10 +140,12 @@ def _content_key(paths: Sequence[Path], corpus: Corpus) -> str:
 
 def _write(pairs: Iterator[Pair], path: Path) -> None:
     """Write aside and rename, so that another process meets the whole file or none."""
+    from datasets.arrow_writer import ArrowWriter
+
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}-{uuid4().hex}")
     try:
-        with ArrowWriter(path=str(aside), features=FEATURES) as writer:
+        with ArrowWriter(path=str(aside), features=_features()) as writer:
             while rows := list(islice(pairs, ROWS_AT_ONCE)):
                 sources, targets = zip(*rows, strict=True)
                 writer.write_batch({"source": list(sources), "target": list(targets)})
@@ -142,10 +155,12 @@ def _write(pairs: Iterator[Pair], path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _from_hub(corpus: Corpus) -> Dataset:
+def _from_hub(corpus: Corpus) -> "Dataset":
+    from datasets import Dataset, load_dataset
+
     place = f"dataset {' '.join(part for part in (corpus.dataset, corpus.subset, corpus.split) if part)}"
     try:
-        table = datasets.load_dataset(str(corpus.dataset), corpus.subset, split=corpus.split)
+        table = load_dataset(str(corpus.dataset), corpus.subset, split=corpus.split)
     except Exception as error:  # of many kinds; all of them concern the name, the network or the data
         raise InputError(f"{place}: {one_line(error.__cause__ or error)}") from error
     assert isinstance(table, Dataset)
@@ -153,5 +168,12 @@ def _from_hub(corpus: Corpus) -> Dataset:
     names = [known_column(column, table.column_names, place) for column in (corpus.source_column, corpus.target_column)]
     for name in names:
         check_strings(table.data.column(name), name, place)
-    table = table.select_columns(names).rename_columns(dict(zip(names, FEATURES, strict=True)))
-    return table if table.features == FEATURES else table.cast(FEATURES)
+    features = _features()
+    table = table.select_columns(names).rename_columns(dict(zip(names, features, strict=True)))
+    return table if table.features == features else table.cast(features)
+
+
+def _features() -> "Features":
+    from datasets import Features, Value
+
+    return Features({"source": Value("string"), "target": Value("string")})

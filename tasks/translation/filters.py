@@ -7,10 +7,13 @@ on what the model sees.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 RATIO_FROM = 10
 """The ratio is only looked at where the longer side has more pieces than this: short sentences differ freely."""
@@ -77,7 +80,7 @@ class Report:
 
 
 def apply_filter(
-    dataset: Dataset, source_lengths: np.ndarray, target_lengths: np.ndarray, rules: Filter
+    dataset: "Dataset", source_lengths: np.ndarray, target_lengths: np.ndarray, rules: Filter
 ) -> tuple[np.ndarray, Report]:
     """Return the ascending indices of the pairs to keep, and a report of the others.
 
@@ -96,7 +99,7 @@ def apply_filter(
 
 
 def _failing(
-    dataset: Dataset, source: np.ndarray, target: np.ndarray, rules: Filter
+    dataset: "Dataset", source: np.ndarray, target: np.ndarray, rules: Filter
 ) -> Iterator[tuple[str, np.ndarray]]:
     sides = {"source": source, "target": target}
     shorter, longer = np.minimum(source, target), np.maximum(source, target)
@@ -121,7 +124,7 @@ def _failing(
         )
 
 
-def _repeated(dataset: Dataset) -> np.ndarray:
+def _repeated(dataset: "Dataset") -> np.ndarray:
     """True where an earlier pair is the same, by 64-bit digests: small in memory, and no false match to be expected."""
     digests = np.fromiter((_digest(*pair) for pair in _text(dataset)), np.uint64, len(dataset))
     repeated = np.ones(len(dataset), dtype=bool)
@@ -135,13 +138,13 @@ def _digest(source: str, target: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _text(dataset: Dataset) -> Iterator[tuple[str, str]]:
+def _text(dataset: "Dataset") -> Iterator[tuple[str, str]]:
     for start in range(0, len(dataset), ROWS_AT_ONCE):
         rows = dataset[start : start + ROWS_AT_ONCE]
         yield from zip(rows["source"], rows["target"], strict=True)
 
 
-def _place(dataset: Dataset, index: int) -> str:
+def _place(dataset: "Dataset", index: int) -> str:
     if "corpus" not in dataset.column_names:
         return f"{index + 1}"
     corpora = np.asarray(dataset["corpus"][: index + 1])

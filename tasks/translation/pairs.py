@@ -6,20 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import datasets.config
 import numpy as np
-from datasets import Dataset
 
 from tasks.errors import InputError, one_line
 from tasks.task import Split
 from tasks.translation.batching import epoch_examples, plan_batches
-from tasks.translation.data import Corpus, read_corpora
+from tasks.translation.data import Corpus, kept_folder, read_corpora
 from tasks.translation.filters import Filter, Report, apply_filter
 from tasks.translation.locale_corpus import locale_pairs
 from tasks.translation.vocabulary import Vocabulary, VocabularyConfig, train_vocabulary
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 EMBEDDED_EVALUATION = 500
 """Pairs in the validation and in the test part of the embedded corpus."""
@@ -93,7 +94,7 @@ class Pieces:
 class SplitPairs:
     """One split: its text, its pieces, and the rows that take part."""
 
-    def __init__(self, text: Dataset, source: Vocabulary, target: Vocabulary) -> None:
+    def __init__(self, text: "Dataset", source: Vocabulary, target: Vocabulary) -> None:
         self.text = text
         digest = _digest(text)
         self.source = _encode(text, "source", source, digest)
@@ -155,11 +156,13 @@ class PairData:
             yield sampled if max(map(len, sampled)) <= limit else (pairs.source[row], pairs.target[row])
 
 
-def read_split(config: TextPairs, split: Split) -> Dataset | None:
+def read_split(config: TextPairs, split: Split) -> "Dataset | None":
     """Return the pairs of a split, with the columns of `read_corpora`; None where the configuration names no corpus."""
     if config.train:
         corpora = {"train": config.train, "valid": config.valid, "test": config.test}[split]
         return read_corpora([_placed(corpus, config.folder) for corpus in corpora]) if corpora else None
+    from datasets import Dataset
+
     size = config.embedded if split == "train" else EMBEDDED_EVALUATION
     source, target = zip(*locale_pairs(config.source, config.target, split, size), strict=True)
     return Dataset.from_dict({"source": source, "target": target, "corpus": [0] * len(source)})
@@ -172,7 +175,7 @@ def _placed(corpus: Corpus, folder: str) -> Corpus:
     return replace(corpus, **{name: str(path) for name, path in placed.items()})
 
 
-def load_vocabularies(config: TextPairs, folder: Path, text: Dataset) -> tuple[Vocabulary, Vocabulary]:
+def load_vocabularies(config: TextPairs, folder: Path, text: "Dataset") -> tuple[Vocabulary, Vocabulary]:
     """Return the vocabularies of the run folder; at first they are trained, or copied from where they are given."""
     rules = config.vocabulary
     if rules.joint:
@@ -193,7 +196,7 @@ def saved_vocabularies(config: TextPairs, folder: Path) -> tuple[Vocabulary, Voc
 
 
 def _vocabulary(
-    rules: VocabularyConfig, path: Path, given: str | None, text: Dataset, columns: list[str]
+    rules: VocabularyConfig, path: Path, given: str | None, text: "Dataset", columns: list[str]
 ) -> Vocabulary:
     if not path.exists() and given is not None:
         Vocabulary.load(given).save(path)
@@ -231,9 +234,9 @@ def _checksum(vocabulary: Vocabulary, path: Path) -> str:
     return f"{vocabulary.digest}  {path.name}\n"
 
 
-def _encode(text: Dataset, column: str, vocabulary: Vocabulary, digest: str) -> Pieces:
+def _encode(text: "Dataset", column: str, vocabulary: Vocabulary, digest: str) -> Pieces:
     key = hashlib.sha256(f"{PIECES_FORMAT} {digest} {column} {vocabulary.digest}".encode()).hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "parallel_text"
+    folder = kept_folder()
     paths = [folder / f"{key}.{name}.npy" for name in ("ids", "edges")]
     if not all(path.exists() for path in paths):
         parts, lengths = [np.empty(0, np.int32)], [0]
@@ -252,7 +255,7 @@ def _encode(text: Dataset, column: str, vocabulary: Vocabulary, digest: str) -> 
     return Pieces(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
 
 
-def _column(text: Dataset, column: str) -> Iterator[list[str]]:
+def _column(text: "Dataset", column: str) -> Iterator[list[str]]:
     rows: Any
     for rows in text.iter(ROWS_AT_ONCE):
         yield rows[column]
@@ -269,7 +272,7 @@ def _save(path: Path, array: np.ndarray) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _digest(text: Dataset) -> str:
+def _digest(text: "Dataset") -> str:
     """Hash what the rows say: an edited file of the same name, size and time is another text."""
     result = hashlib.sha256()
     table: Any

@@ -37,7 +37,7 @@ def test_where_memory_grows_faster_than_the_line_less_is_run_until_it_fits(monke
 
 @pytest.mark.slow
 def test_recomputed_blocks_take_less_memory():
-    size = memory.SIZES["images"].larger
+    size = memory.SIZES["images"].small
     plain, again = (memory.peak(Recipe(), f"transformer_core{kind}", size) for kind in ("", RECOMPUTE))
     assert again < plain - 2**25
 

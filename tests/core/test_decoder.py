@@ -303,6 +303,7 @@ def test_a_cache_follows_its_beams_and_its_sentences(kept, rows, position):
     assert_close(steps, whole[:, 3:], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])])
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("position", ["sinusoidal", "learned", "rotary"])

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import transformer_core
 
@@ -73,3 +75,8 @@ def test_a_public_name_is_importable_from_the_package_and_says_what_it_is(name):
 def test_the_list_of_public_names_is_whole():
     bound = {name for name, value in vars(transformer_core).items() if not inspect.ismodule(value)}
     assert sorted(name for name in bound if not name.startswith("_")) == transformer_core.__all__
+
+
+def test_tests_of_the_core_check_its_annotations():
+    with pytest.raises(TypeCheckError, match="valid_lens"):
+        transformer_core.padding_mask(torch.ones(2), 4)

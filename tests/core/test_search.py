@@ -387,6 +387,7 @@ def test_draws_follow_the_seed_the_sentence_the_draw_and_the_position():
     assert all(len(set(ids)) > 20 for ids in outputs)
 
 
+@pytest.mark.slow
 @every_config
 def test_a_cached_transformer_gives_what_it_gives_sentence_by_sentence_and_uncached(config, decoder):
     decoder, embedding, states = decoder.double(), torch.randn(7, 32).double(), torch.randn(5, 6, 32).double()
