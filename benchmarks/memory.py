@@ -106,17 +106,22 @@ def names(recipe: Recipe) -> list[str]:
 def fit(recipe: Recipe, name: str) -> Fit:
     """Run the batch that the line through two small ones says fits; where it does not, look between it and those.
 
+    Memory may grow in jumps, where lines lead nowhere: each step goes a quarter of the way that is left, or further.
+
     Raises Failed as `peak` does.
     """
     limit, sizes = recipe.memory_gb * GB, SIZES[recipe.task]
     below, above = ((size, peak(recipe, name, size)) for size in sizes)
     each = (above[1] - below[1]) / (above[0] - below[0])
     fixed = below[1] - each * below[0]
+    if below[1] > limit:
+        return Fit(name, each, fixed, 0, 0)
     while True:
-        slope = (above[1] - below[1]) / (above[0] - below[0])
-        size = int(below[0] + (limit - below[1]) / slope)
-        if size <= below[0]:
-            return Fit(name, each, fixed, *(below if below[1] <= limit else (0, 0)))
+        left = above[0] - below[0]
+        if left == 1:
+            return Fit(name, each, fixed, *below)
+        slope = (above[1] - below[1]) / left
+        size = max(int(below[0] + (limit - below[1]) / slope), below[0] + -(-left // 4))
         found = peak(recipe, name, size)
         if found > limit:
             above = size, found

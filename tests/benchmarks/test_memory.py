@@ -35,6 +35,19 @@ def test_where_memory_grows_faster_than_the_line_less_is_run_until_it_fits(monke
     assert 3 < len(asked) < 8
 
 
+def test_where_memory_grows_in_jumps_the_largest_that_fits_is_found(monkeypatch):
+    asked = []
+
+    def peak(recipe, name, size):
+        asked.append(size)
+        return 2**20 * (2 * size + 20_000 * (size >= 170))
+
+    monkeypatch.setattr(memory, "peak", peak)
+    found = memory.fit(Recipe(memory_gb=0.65), "timm")
+    assert found.largest == 169 and found.peak == 338 * 2**20
+    assert len(asked) < 14
+
+
 @pytest.mark.slow
 def test_recomputed_blocks_take_less_memory():
     size = memory.SIZES["images"].small
