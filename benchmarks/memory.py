@@ -120,13 +120,15 @@ def fit(recipe: Recipe, name: str) -> Fit:
         left = above[0] - below[0]
         if left == 1:
             return Fit(name, each, fixed, *below)
-        slope = (above[1] - below[1]) / left
+        slope = max(1.0, (above[1] - below[1]) / left)
         size = max(int(below[0] + (limit - below[1]) / slope), below[0] + -(-left // 4))
         found = peak(recipe, name, size)
         if found > limit:
             above = size, found
-        elif found > CLOSE * limit or above[1] <= limit:
+        elif found > CLOSE * limit:
             return Fit(name, each, fixed, size, found)
+        elif above[1] <= limit:  # the line was too steep: the next one goes through what was run last
+            below, above = above, (size, found)
         else:
             below = size, found
 

@@ -35,6 +35,12 @@ def test_where_memory_grows_faster_than_the_line_less_is_run_until_it_fits(monke
     assert 3 < len(asked) < 8
 
 
+def test_where_memory_grows_slower_than_the_line_more_is_run_until_it_is_full(monkeypatch):
+    monkeypatch.setattr(memory, "peak", lambda recipe, name, size: 2**20 * (100 + 10 * min(size, 12) + 5 * size))
+    found = memory.fit(Recipe(memory_gb=1.0), "timm")
+    assert 0.95 * GB < found.peak <= GB
+
+
 def test_where_memory_grows_in_jumps_the_largest_that_fits_is_found(monkeypatch):
     asked = []
 
