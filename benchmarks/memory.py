@@ -117,18 +117,19 @@ def fit(recipe: Recipe, name: str) -> Fit:
     if below[1] > limit:
         return Fit(name, each, fixed, 0, 0)
     while True:
-        left = above[0] - below[0]
-        if left == 1:
+        left, fits = above[0] - below[0], above[1] <= limit
+        if left == 1 and not fits:
             return Fit(name, each, fixed, *below)
         slope = max(1.0, (above[1] - below[1]) / left)
-        size = max(int(below[0] + (limit - below[1]) / slope), below[0] + -(-left // 4))
+        least = above[0] + 1 if fits else below[0] + -(-left // 4)
+        size = max(int(below[0] + (limit - below[1]) / slope), least)
         found = peak(recipe, name, size)
-        if found > limit:
-            above = size, found
-        elif found > CLOSE * limit:
+        if CLOSE * limit < found <= limit:
             return Fit(name, each, fixed, size, found)
-        elif above[1] <= limit:  # the line was too steep: the next one goes through what was run last
+        if fits:
             below, above = above, (size, found)
+        elif found > limit:
+            above = size, found
         else:
             below = size, found
 

@@ -54,6 +54,11 @@ def test_where_memory_grows_in_jumps_the_largest_that_fits_is_found(monkeypatch)
     assert len(asked) < 14
 
 
+def test_one_more_than_the_larger_of_two_small_batches_may_be_too_many(monkeypatch):
+    monkeypatch.setattr(memory, "peak", lambda recipe, name, size: 75 * size * 2**20)
+    assert memory.fit(Recipe(memory_gb=0.93), "timm").largest == 12
+
+
 @pytest.mark.slow
 def test_recomputed_blocks_take_less_memory():
     size = memory.SIZES["images"].small
