@@ -5,14 +5,18 @@
 
 No data are needed: images are noise, sentences have 32 tokens on both sides, of a vocabulary of 10,000. Each batch
 trains in a process of its own, two updates with AdamW, out of the box; what counts is the most that the process held,
-PyTorch itself included. Memory grows almost in proportion to the batch: two small ones give a line, which says how
-large a batch fits; that batch is run, and where it needs more, smaller ones are, so that the last columns are measured.
-"recompute" is ours with the activations of the blocks computed again in the backward pass (model.block.recompute).
+PyTorch itself included. glibc is told to give back what is free (`HEAP`): the holes in its heap, which differ from run
+to run, would hide what a library holds. Memory grows almost in proportion to the batch: two small ones give a line,
+which says how large a batch fits; that batch is run, and where it needs more, smaller ones are, so that the last
+columns are measured. "recompute" is ours with the activations of the blocks computed again in the backward pass
+(model.block.recompute).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
+from unittest.mock import patch
 
 import torch
 
@@ -28,6 +32,9 @@ from tasks.translation.model import TranslationConfig
 GB = 1024**3
 LENGTH, VOCABULARY = 32, 10_000
 """Tokens of a sentence, and how many there are."""
+HEAP = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""glibc's usual threshold, which does not rise if it is set: each block above it has pages of its own, and returns
+them."""
 RECOMPUTE = ", recompute"
 """Ends the name of ours where activations are computed again."""
 
@@ -141,7 +148,8 @@ def peak(recipe: Recipe, name: str, size: int) -> int:
     """
     bare = name.removesuffix(RECOMPUTE)
     make, arguments = (train_images if recipe.task == "images" else train_text), (recipe, bare, bare != name, size)
-    with Worker(Contender(name=name, make=make, arguments=arguments), warmup=2) as worker:
+    worker = Worker(Contender(name=name, make=make, arguments=arguments), warmup=2)
+    with patch.dict(os.environ, HEAP), worker:
         return worker.ask("start")
 
 
