@@ -1,7 +1,6 @@
 """Run a model for its shapes alone: nothing is computed, no device is needed, and memory is counted as if it were used.
 
-Tensors are those of PyTorch's fake tensor mode: on the meta device underneath, on a CPU for who asks. Autograd saves,
-frees and accumulates as ever, so the ledger of a run is that of a real one.
+Autograd saves, frees and accumulates as ever, so the ledger of a run is that of a real one.
 """
 
 import weakref
@@ -13,10 +12,10 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from recipes.inspection.shapes import ShapeMode, memory_of, storage_of
 from transformer_core import loss
 from transformer_core.cache import round_up
 from transformer_core.windows import region_mask
@@ -27,8 +26,6 @@ ALIGNMENT = 16
 HIDDEN = {torch.ops.aten.logsumexp.default}
 """Operations whose kernel makes another tensor as large as its input, which is gone when it returns."""
 EFFICIENT_BACKWARD = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
-WHERE = torch.ops.prim.device.default
-"""PyTorch's question which device a tensor is on."""
 TILE = 64
 """Queries and features of a tile, of which the backward pass of the memory-efficient kernel sums gradients of queries
 in float32 where they are narrower; seen with PyTorch 2.11 on an H200."""
@@ -40,7 +37,7 @@ def dry_run(device: Device) -> Iterator[None]:
     region_mask.cache_clear()  # masks are kept from call to call, and those of a dry run hold no values
     try:
         with ExitStack() as stack:
-            for each in (SHAPES, *(_kernels_of_gpus() if device == "cuda" else ())):
+            for each in (ShapeMode(), *(_kernels_of_gpus() if device == "cuda" else ())):
                 stack.enter_context(each)
             yield
     finally:
@@ -55,7 +52,7 @@ class Ledger(TorchDispatchMode):
         self.live = self.peak = 0
         self._block = 512 if device == "cuda" else 1  # what PyTorch's allocator rounds up to
         held = (*model.parameters(), *model.buffers())
-        self._weights = {storage_of(tensor) for tensor in held}
+        self._weights = {memory_of(tensor) for tensor in held}
         self._known = set(self._weights)
         self._copies: dict[int, int] = {}
 
@@ -67,8 +64,6 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is WHERE:  # two thirds of all calls
-            return args[0].fake_device
         if func in HIDDEN:
             self.peak = max(self.peak, self.live + args[0].nbytes)
         out = func(*args, **(kwargs or {}))
@@ -77,14 +72,14 @@ class Ledger(TorchDispatchMode):
             sums = batch * heads * round_up(queries, TILE) * round_up(width, TILE) * 4
             self.peak = max(self.peak, self.live + sum(leaf.nbytes for leaf in out if leaf is not None) + sums)
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(leaf, Tensor) and storage_of(leaf) not in self._known:
+            if isinstance(leaf, Tensor) and memory_of(leaf) not in self._known:
                 self._add(leaf)
-                if func is torch.ops.aten._to_copy.default and storage_of(args[0]) in self._weights:
-                    self._copies[storage_of(leaf)] = leaf.untyped_storage().nbytes()
+                if func is torch.ops.aten._to_copy.default and memory_of(args[0]) in self._weights:
+                    self._copies[memory_of(leaf)] = storage_of(leaf).nbytes()
         return out
 
     def _add(self, tensor: Tensor) -> None:
-        key, storage = storage_of(tensor), tensor.untyped_storage()
+        key, storage = memory_of(tensor), storage_of(tensor)
         size = -(-storage.nbytes() // self._block) * self._block
         self._known.add(key)
         weakref.finalize(storage, self._free, key, size).atexit = False
@@ -95,26 +90,6 @@ class Ledger(TorchDispatchMode):
         self._known.discard(key)
         self._copies.pop(key, None)
         self.live -= size
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Return a number that tensors share if they share memory; a dry run has no addresses to tell them by."""
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
-
-
-class _Shapes(FakeTensorMode):
-    """Answers where a model asks for a number: no, and one half of what is drawn between 0 and 1."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return {torch.bool: False}.get(args[0].dtype, 0.5 if args[0].is_floating_point() else 0)
-        return super().__torch_dispatch__(func, types, args, kwargs or {})
-
-
-SHAPES = _Shapes()
-"""One for all dry runs, so that a model built in one can be used in the next."""
 
 
 def _kernels_of_gpus() -> Iterator[Any]:

@@ -130,7 +130,7 @@ def test_peak_at_inference_is_what_the_allocator_saw(settings):
 
 def allocated_peak(run) -> int:
     """Bytes that PyTorch's allocator for CPUs held at one time, by its profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0

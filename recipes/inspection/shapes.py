@@ -1,0 +1,133 @@
+"""Tensors with a shape and no numbers.
+
+They call themselves tensors of a CPU, and what is done to them is done to tensors of the meta device: autograd and
+autocast act, and kernels are chosen, as on a CPU. PyTorch's fake tensors do this too, and much that a dry run does not
+need, for which they take several times as long.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+META = torch.device("meta")
+
+
+class ShapeTensor(Tensor):
+    """A tensor of a CPU without numbers."""
+
+    inner: Tensor
+    """The same on the meta device. Tensors that share memory have inner ones that share a storage."""
+
+    @staticmethod
+    def __new__(cls: "type[ShapeTensor]", inner: Tensor) -> Tensor:
+        """Wrap a tensor of the meta device."""
+        return Tensor._make_wrapper_subclass(
+            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=torch.device("cpu")
+        )
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    def __repr__(self, **_: Any) -> str:
+        return f"ShapeTensor({list(self.shape)}, {self.dtype})"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return _compute(func, args, kwargs or {})
+
+
+class ShapeMode(TorchDispatchMode):
+    """Makes every new tensor one without numbers; where a number is asked for it is no, or 0, or a half."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return {torch.bool: False}.get(args[0].dtype, 0.5 if args[0].is_floating_point() else 0)
+        return _compute(func, args, kwargs or {})
+
+
+class Layout(NamedTuple):
+    """All that there is to know of a tensor that shares memory with no other."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """Return what stands for the memory of a tensor without numbers."""
+    assert isinstance(tensor, ShapeTensor)
+    return tensor.inner.untyped_storage()
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return a number that tensors without numbers share if they share memory."""
+    return storage_of(tensor)._cdata  # pyright: ignore[reportPrivateUsage]
+
+
+KNOWN: dict[tuple[Any, ...], Any] = {}
+"""What operations return, by their name and what they are given: many kernels of the meta device are slow."""
+
+
+def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    inner = [_inner(each) for each in args]
+    named = {name: _inner(each) for name, each in kwargs.items()}
+    if not _makes_new_memory(func):
+        given = {id(each.inner): each for each in (*args, *kwargs.values()) if isinstance(each, ShapeTensor)}
+        return _outer(func(*inner, **named), given)
+    key = (func, _key(inner), _key(list(named.items())))
+    if key not in KNOWN:
+        KNOWN[key] = _layout(func(*inner, **named))
+    return _made(KNOWN[key])
+
+
+@cache
+def _makes_new_memory(func: Any) -> bool:
+    """Say whether an operation returns neither what it is given nor a view of it."""
+    schema = func._schema
+    return all(each.alias_info is None for each in (*schema.arguments, *schema.returns))
+
+
+def _inner(x: Any) -> Any:
+    if isinstance(x, ShapeTensor):
+        return x.inner
+    if isinstance(x, Tensor):
+        return x.to(META)
+    if isinstance(x, list | tuple):
+        return [_inner(each) for each in x]
+    return META if isinstance(x, torch.device) else x
+
+
+def _outer(x: Any, given: Mapping[int, ShapeTensor]) -> Any:
+    """Wrap what an operation returns, unless it is what it was given."""
+    if isinstance(x, Tensor):
+        return given[id(x)] if id(x) in given else ShapeTensor(x)
+    return [_outer(each, given) for each in x] if isinstance(x, list | tuple) else x
+
+
+def _key(x: Any) -> Any:
+    """Return what can be looked up: 1, 1.0 and True are equal, and do not give the same."""
+    if isinstance(x, Tensor):
+        return _layout(x)
+    return tuple([_key(each) for each in x]) if isinstance(x, list | tuple) else (type(x), x)
+
+
+def _layout(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return Layout(x.shape, x.stride(), x.dtype)
+    return [_layout(each) for each in x] if isinstance(x, list | tuple) else x
+
+
+def _made(x: Any) -> Any:
+    if isinstance(x, Layout):
+        return ShapeTensor(torch.empty_strided(x.shape, x.stride, dtype=x.dtype, device=META))
+    return tuple([_made(each) for each in x]) if isinstance(x, list) else x
