@@ -6,12 +6,12 @@ need, for which they take several times as long.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 META = torch.device("meta")
 
@@ -64,37 +64,47 @@ class Layout(NamedTuple):
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:
-    """Return what stands for the memory of a tensor without numbers."""
-    assert isinstance(tensor, ShapeTensor)
-    return tensor.inner.untyped_storage()
+    """Return what stands for the memory of a tensor."""
+    return (tensor.inner if isinstance(tensor, ShapeTensor) else tensor).untyped_storage()
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Return a number that tensors without numbers share if they share memory."""
+    """Return a number that tensors share if they share memory."""
     return storage_of(tensor)._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 KNOWN: dict[tuple[Any, ...], Any] = {}
 """What operations return, by their name and what they are given: many kernels of the meta device are slow."""
+ALIASING: set[Any] = set()
+"""Operations seen to return a view, or what they changed in place: not all of them say so in their schema."""
 
 
 def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     inner = [_inner(each) for each in args]
     named = {name: _inner(each) for name, each in kwargs.items()}
-    if not _makes_new_memory(func):
-        given = {id(each.inner): each for each in (*args, *kwargs.values()) if isinstance(each, ShapeTensor)}
-        return _outer(func(*inner, **named), given)
+    if func in ALIASING:
+        return _related(func, func(*inner, **named), args, kwargs)
     key = (func, _key(inner), _key(list(named.items())))
     if key not in KNOWN:
-        KNOWN[key] = _layout(func(*inner, **named))
+        out = func(*inner, **named)
+        if not _storages(out).isdisjoint(_storages((inner, named))):
+            ALIASING.add(func)
+            return _related(func, out, args, kwargs)
+        KNOWN[key] = _layout(out)
     return _made(KNOWN[key])
 
 
-@cache
-def _makes_new_memory(func: Any) -> bool:
-    """Say whether an operation returns neither what it is given nor a view of it."""
-    schema = func._schema
-    return all(each.alias_info is None for each in (*schema.arguments, *schema.returns))
+def _related(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Wrap what shares memory with what was given, or is it."""
+    if torch.Tag.inplace_view in func.tags:
+        with torch._C._DisableTorchDispatch():  # pyright: ignore[reportPrivateUsage]
+            func(*args, **kwargs)  # turns the outer tensor as the inner one was turned
+    given = {id(each.inner): each for each in (*args, *kwargs.values()) if isinstance(each, ShapeTensor)}
+    return _outer(out, given)
+
+
+def _storages(x: Any) -> set[int]:
+    return {memory_of(each) for each in tree_leaves(x) if isinstance(each, Tensor)}
 
 
 def _inner(x: Any) -> Any:

@@ -9,11 +9,13 @@ from recipes.inspection.shapes import ShapeMode, ShapeTensor, memory_of
 
 
 def learn():
-    """Use what models use: convolution, embedding, norm, attention, dropout, indexing, a loss; return what is known."""
+    """Use what models use, from convolution to loss, and return what is known of gradients and outputs."""
     model = nn.ModuleDict(
         {
             "convolution": nn.Conv2d(3, 16, 4, stride=4),
             "embedding": nn.Embedding(7, 16),
+            "gru": nn.GRU(16, 16, batch_first=True),
+            "lstm": nn.LSTM(16, 16, batch_first=True, bidirectional=True),
             "block": nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.1),
             "output": nn.Linear(16, 7),
         }
@@ -22,6 +24,8 @@ def learn():
     with torch.autocast("cpu", torch.bfloat16):
         x = model["convolution"](image).flatten(2).transpose(1, 2)
         x = torch.cat((x, model["embedding"](ids)), dim=1)[:, 1:]
+        with torch.autocast("cpu", enabled=False):
+            x = model["gru"](x.float())[0] + model["lstm"](x.float())[0][..., 16:]
         for half in model["block"](x).chunk(2, dim=1):
             logits = model["output"](half)
             nn.functional.cross_entropy(logits.transpose(1, 2).float(), ids[:, :6]).backward(retain_graph=True)
@@ -47,8 +51,11 @@ def test_views_share_memory_and_changes_in_place_return_what_was_changed():
     with ShapeMode():
         x = torch.zeros(4, 6)
         assert memory_of(x) == memory_of(x[1:].t()) == memory_of(x.detach()) != memory_of(x.clone())
+        for view in (torch.ops.aten._unsafe_view(x, [24]), x.unsafe_split(2)[1]):  # views by memory, not by schema
+            assert memory_of(view) == memory_of(x)
         assert x.add_(1) is x
-        assert torch.add(x, 1, out=(out := torch.empty(4, 6))) is out
+        assert x.transpose_(0, 1) is x and x.shape == x.inner.shape == (6, 4) and x.stride() == x.inner.stride()
+        assert torch.add(x, 1, out=(out := torch.empty(6, 4))) is out
 
 
 @pytest.mark.parametrize("number", [True, 1, 1.0])
