@@ -171,7 +171,8 @@ def train_text(setting: Setting, recipe: Recipe, name: str, recompute: bool, siz
 def make_sheet(recipe: Recipe, found: Sequence[Fit], left_out: dict[str, str]) -> Sheet:
     """Lay out what was found, a row each, the largest batch first."""
     unit = "image" if recipe.task == "images" else "sentence"
-    head = ["", f"MB for each {unit}", "MB for none", f"largest batch, {unit}s", "MB of it"]
+    of = "of {} to {}".format(*SIZES[recipe.task])
+    head = ["", f"MB for each {unit}, {of}", "MB for none", f"largest batch, {unit}s", "MB of it"]
     rows = [
         [
             each.name,

@@ -121,7 +121,8 @@ def parts_table(found: Sequence[Layer], formula: tuple[int, Flops] | None) -> Ta
 
 def flops_table(counted: tuple[Flops, Flops], formula: tuple[int, Flops] | None) -> Table:
     """Lay out the FLOPs of a forward pass and of a training step on one micro-batch, and those of the formula."""
-    table = Table("GFLOPs of a micro-batch", caption="formula: Narayanan et al. (2021), 24 b s h^2 + 4 b s^2 h a layer")
+    source = "formula: Narayanan et al. (2021), 24 b s h^2 + 4 b s^2 h a layer"
+    table = Table("GFLOPs of a micro-batch", caption=source if formula else None)
     columns = [*counted, *([formula[1]] if formula else [])]
     for name, _ in zip(("forward", "forward and backward", "forward by formula"), columns, strict=False):
         table.add_column(name, justify="right")

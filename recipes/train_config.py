@@ -63,7 +63,7 @@ class TrainConfig:
     tune: bool = True
     """Let a process on the CPU keep freed memory and multiply float32 by oneDNN, if that is exact: both quicker.
 
-    Kept memory has holes. Where it is short, give false and set MALLOC_MMAP_THRESHOLD_=131072 in the environment.
+    Kept memory has holes. Where memory is short, give false and set MALLOC_MMAP_THRESHOLD_=131072 in the environment.
     """
     max_skipped: int = 10
     """Updates that may be left out because a gradient was not finite, before the run stops."""

@@ -20,7 +20,7 @@ PRODUCTS = ("attention", "bmm", "baddbmm")
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return PyTorch's counter, which knows the fused attention of CPUs only from 2.15 on, and is told of it here."""
+    """Return PyTorch's counter, told of what it does not know on CPUs: fused attention, before 2.15, and the LSTM."""
 
     def forward(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -28,8 +28,16 @@ def flop_counter() -> FlopCounterMode:
     def backward(grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kw: Any) -> int:
         return sdpa_backward_flop_count(grad, query, key, value)
 
+    def lstm(steps: torch.Size, of_input: torch.Size, of_state: torch.Size, *args: Any, **kwargs: Any) -> int:
+        return 2 * steps[:-1].numel() * (of_input.numel() + of_state.numel())
+
+    def lstm_backward(*args: Any, **kwargs: Any) -> int:
+        return 2 * lstm(*args)
+
     aten = torch.ops.aten
     known = {
+        aten.mkldnn_rnn_layer: lstm,
+        aten.mkldnn_rnn_layer_backward: lstm_backward,
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }

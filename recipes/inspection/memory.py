@@ -66,7 +66,9 @@ def training(
     recompute: bool | None = None,
     watch: tuple[AbstractContextManager[Any], AbstractContextManager[Any]] = (NOTHING, NOTHING),
 ) -> Memory:
-    """Count an update, the micro-batch in which it needs the most; a teacher and other processes are left out.
+    """Count an update, the micro-batch in which it needs the most.
+
+    A teacher and other processes are left out, and the workspace of an LSTM, whose size its kernel does not tell.
 
     `recompute` overrules the configuration of the model, unless it is None. The two of `watch` see what else is to be
     seen of the way forward and of the way back.

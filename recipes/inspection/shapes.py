@@ -1,8 +1,9 @@
 """Tensors with a shape and no numbers.
 
 They call themselves tensors of a CPU, and what is done to them is done to tensors of the meta device: autograd and
-autocast act, and kernels are chosen, as on a CPU. PyTorch's fake tensors do this too, and much that a dry run does not
-need, for which they take several times as long.
+autocast act, and attention chooses its kernel, as on a CPU. PyTorch's fake tensors do this too, and much that a dry run
+does not need, for which they take several times as long. What goes around the operators (`.data`, `module.to`, `out=`
+of another shape) is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,7 +75,7 @@ def memory_of(tensor: Tensor) -> int:
 
 
 KNOWN: dict[tuple[Any, ...], Any] = {}
-"""What operations return, by their name and what they are given: many kernels of the meta device are slow."""
+"""What operations return, by name, default type and what they are given: many kernels of the meta device are slow."""
 ALIASING: set[Any] = set()
 """Operations seen to return a view, or what they changed in place: not all of them say so in their schema."""
 
@@ -84,7 +85,7 @@ def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     named = {name: _inner(each) for name, each in kwargs.items()}
     if func in ALIASING:
         return _related(func, func(*inner, **named), args, kwargs)
-    key = (func, _key(inner), _key(list(named.items())))
+    key = (func, torch.get_default_dtype(), _key(inner), _key(list(named.items())))
     if key not in KNOWN:
         out = func(*inner, **named)
         if not _storages(out).isdisjoint(_storages((inner, named))):
@@ -109,6 +110,8 @@ def _storages(x: Any) -> set[int]:
 
 def _inner(x: Any) -> Any:
     if isinstance(x, ShapeTensor):
+        if x.dtype != x.inner.dtype or x.shape != x.inner.shape:
+            raise RuntimeError(f"{x} was changed without an operator, by .data, .to of its module or out=.")
         return x.inner
     if isinstance(x, Tensor):
         return x.to(META)

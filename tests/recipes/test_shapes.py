@@ -69,3 +69,22 @@ def test_numbers_are_answered_without_looking():
     with ShapeMode():
         assert not torch.ones(3).gt(0).any()
         assert torch.ones(()).item() == 0.5 and torch.ones((), dtype=torch.int64).item() == 0
+
+
+def test_the_default_type_is_not_remembered():
+    with ShapeMode():
+        assert torch.zeros(2).dtype == torch.float32
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.zeros(2).dtype == (torch.arange(3) / 2).dtype == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.zeros(2).dtype == (torch.arange(3) / 2).dtype == torch.float32
+
+
+def test_what_goes_around_operators_is_refused():
+    with ShapeMode():
+        x, layer = torch.zeros(2, 3), nn.Linear(3, 4)
+        layer.bfloat16()
+        with pytest.raises(RuntimeError, match="was changed without an operator"):
+            layer(x)
