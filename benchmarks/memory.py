@@ -9,7 +9,7 @@ PyTorch itself included. glibc is told to give back what is free (`HEAP`): the h
 to run, would hide what a library holds. Memory grows almost in proportion to the batch: two small ones give a line,
 which says how large a batch fits; that batch is run, and where it needs more, smaller ones are, so that the last
 columns are measured. "recompute" is ours with the activations of the blocks computed again in the backward pass
-(model.block.recompute).
+(model.block.recompute); an image of a large batch takes more there than the line says.
 """
 
 import os
@@ -171,8 +171,8 @@ def train_text(setting: Setting, recipe: Recipe, name: str, recompute: bool, siz
 def make_sheet(recipe: Recipe, found: Sequence[Fit], left_out: dict[str, str]) -> Sheet:
     """Lay out what was found, a row each, the largest batch first."""
     unit = "image" if recipe.task == "images" else "sentence"
-    of = "of {} to {}".format(*SIZES[recipe.task])
-    head = ["", f"MB for each {unit}, {of}", "MB for none", f"largest batch, {unit}s", "MB of it"]
+    small, larger = SIZES[recipe.task]
+    head = ["", f"MB for each {unit}, of {small} to {larger}", "MB for none", f"largest batch, {unit}s", "MB of it"]
     rows = [
         [
             each.name,
