@@ -4,6 +4,8 @@ The defaults of a recipe hold the truth; `--config a.yaml` and flags such as `--
 are taken from left to right, and the last one wins. A file gives values only: nothing in it can name code to import.
 """
 
+import atexit
+import gc
 import os
 import sys
 import time
@@ -56,6 +58,9 @@ def launch(
     All processes of a launch read the same configuration, so only the first of a machine reports it. What `main` finds
     may have been seen by one process alone, so each reports it, all but the first with their rank.
     """
+    # At its end Python looks through all that was imported for garbage, for more than a second, to free what is freed
+    # anyhow.
+    atexit.register(gc.freeze)
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     arguments = list(sys.argv[1:] if argv is None else argv)
     if config and not any(argument.startswith(("--config", "--data.train")) for argument in arguments):
