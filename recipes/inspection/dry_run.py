@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recipes.inspection.shapes import ShapeMode, memory_of, storage_of
+from recipes.inspection.shapes import ShapeMode, storage_id, storage_of
 from transformer_core import loss
 from transformer_core.cache import round_up
 from transformer_core.windows import region_mask
@@ -52,7 +52,7 @@ class Ledger(TorchDispatchMode):
         self.live = self.peak = 0
         self._block = 512 if device == "cuda" else 1  # what PyTorch's allocator rounds up to
         held = (*model.parameters(), *model.buffers())
-        self._weights = {memory_of(tensor) for tensor in held}
+        self._weights = {storage_id(tensor) for tensor in held}
         self._known = set(self._weights)
         self._copies: dict[int, int] = {}
 
@@ -72,14 +72,14 @@ class Ledger(TorchDispatchMode):
             sums = batch * heads * round_up(queries, TILE) * round_up(width, TILE) * 4
             self.peak = max(self.peak, self.live + sum(leaf.nbytes for leaf in out if leaf is not None) + sums)
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(leaf, Tensor) and memory_of(leaf) not in self._known:
+            if isinstance(leaf, Tensor) and storage_id(leaf) not in self._known:
                 self._add(leaf)
-                if func is torch.ops.aten._to_copy.default and memory_of(args[0]) in self._weights:
-                    self._copies[memory_of(leaf)] = storage_of(leaf).nbytes()
+                if func is torch.ops.aten._to_copy.default and storage_id(args[0]) in self._weights:
+                    self._copies[storage_id(leaf)] = storage_of(leaf).nbytes()
         return out
 
     def _add(self, tensor: Tensor) -> None:
-        key, storage = memory_of(tensor), storage_of(tensor)
+        key, storage = storage_id(tensor), storage_of(tensor)
         size = -(-storage.nbytes() // self._block) * self._block
         self._known.add(key)
         weakref.finalize(storage, self._free, key, size).atexit = False

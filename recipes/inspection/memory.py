@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from recipes.inspection.dry_run import Device, Ledger, dry_run
-from recipes.inspection.shapes import memory_of
+from recipes.inspection.shapes import storage_id
 from recipes.inspection.subject import Subject
 
 Precision = Literal["fp32", "bf16"]
@@ -132,5 +132,5 @@ def autocast(precision: Precision) -> torch.autocast:
 
 def size_of(model: nn.Module) -> int:
     """Return the bytes of weights and buffers; those that share memory count once."""
-    storages = {memory_of(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    storages = {storage_id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     return sum(storages.values())

@@ -69,7 +69,7 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     return (tensor.inner if isinstance(tensor, ShapeTensor) else tensor).untyped_storage()
 
 
-def memory_of(tensor: Tensor) -> int:
+def storage_id(tensor: Tensor) -> int:
     """Return a number that tensors share if they share memory."""
     return storage_of(tensor)._cdata  # pyright: ignore[reportPrivateUsage]
 
@@ -105,7 +105,7 @@ def _related(func: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 def _storages(x: Any) -> set[int]:
-    return {memory_of(each) for each in tree_leaves(x) if isinstance(each, Tensor)}
+    return {storage_id(each) for each in tree_leaves(x) if isinstance(each, Tensor)}
 
 
 def _inner(x: Any) -> Any:

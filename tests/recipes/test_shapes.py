@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from recipes.inspection.shapes import ShapeMode, ShapeTensor, memory_of
+from recipes.inspection.shapes import ShapeMode, ShapeTensor, storage_id
 
 
 def learn():
@@ -50,9 +50,9 @@ def test_all_that_is_new_is_without_numbers():
 def test_views_share_memory_and_changes_in_place_return_what_was_changed():
     with ShapeMode():
         x = torch.zeros(4, 6)
-        assert memory_of(x) == memory_of(x[1:].t()) == memory_of(x.detach()) != memory_of(x.clone())
+        assert storage_id(x) == storage_id(x[1:].t()) == storage_id(x.detach()) != storage_id(x.clone())
         for view in (torch.ops.aten._unsafe_view(x, [24]), x.unsafe_split(2)[1]):  # views by memory, not by schema
-            assert memory_of(view) == memory_of(x)
+            assert storage_id(view) == storage_id(x)
         assert x.add_(1) is x
         assert x.transpose_(0, 1) is x and x.shape == x.inner.shape == (6, 4) and x.stride() == x.inner.stride()
         assert torch.add(x, 1, out=(out := torch.empty(6, 4))) is out
