@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from benchmarks.result import Result
-from benchmarks.worker import Contender, Failed, Maker, Setting, Step, Worker, league_of
+from benchmarks.worker import Contender, Maker, Setting, Step, Worker, league_of
 from recipes.tracking import console
 from transformer_core.packing import has_bfloat16
 
@@ -87,12 +87,8 @@ def duel(
     ours cannot.
     """
     result = Result(title=title, unit=unit)
-    chosen = [
-        each
-        for each in contenders
-        if (each.setting in config.settings or on_gpu) and (not config.only or each.name in config.only)
-    ]
-    waiting = installed(chosen, result)
+    chosen = [each for each in contenders if each.setting in config.settings or on_gpu]
+    waiting = installed(chosen, config, result)
     budget = config.memory * psutil.virtual_memory().available
     if flops and (ours := next((contender for contender in waiting if contender.ours), None)) is not None:
         with Worker(ours, warmup=0) as worker:  # one that takes no further part, because this was a step
@@ -113,10 +109,12 @@ def duel(
     return result
 
 
-def installed(contenders: Sequence[Contender], result: Result) -> list[Contender]:
-    """Return those whose package is there; the result says who is not."""
+def installed(contenders: Sequence[Contender], config: DuelConfig, result: Result) -> list[Contender]:
+    """Return those that are asked for and whose package is there; the result says who is not."""
     found: list[Contender] = []
     for contender in contenders:
+        if config.only and contender.name not in config.only:
+            continue
         if contender.needs and find_spec(contender.needs) is None:
             result.leave_out(contender.name, "not installed")
         else:
@@ -125,14 +123,17 @@ def installed(contenders: Sequence[Contender], result: Result) -> list[Contender
 
 
 def play(workers: Sequence[Worker], config: DuelConfig) -> None:
-    """Give everybody a turn in each round, then ask what they held and what came out."""
+    """Give everybody a turn in each round, then ask what they held and what came out.
+
+    A peer that fails has no more turns, as its entry says. Raises Failed where one of ours does.
+    """
     for turn in range(config.rounds):
         for place in range(len(workers)):
             workers[(turn + place) % len(workers)].take_turn()
             time.sleep(config.pause)
     for worker in workers:
-        worker.entry.peak = worker.ask("peak")
-        worker.entry.output = worker.ask("output")
+        worker.entry.peak = worker.demand("peak") or 0
+        worker.entry.output = worker.demand("output")
 
 
 def seated(
@@ -180,15 +181,12 @@ def wait_until_ready(worker: Worker, result: Result) -> int | None:
 
     None where it cannot do the work, which the result then says. Raises Failed where it is one of ours.
     """
-    name = f"{worker.contender.name}, {worker.entry.league}"
-    try:
-        peak: int = worker.ask("start")
-    except Failed as failure:
-        if worker.contender.ours:
-            raise Failed(f"{name}: {failure}") from None
-        result.leave_out(name, str(failure).partition("\n")[0])
-        return None
-    console().print(f"ready: {name}, {peak / 2**20:,.0f} MB", soft_wrap=True)
+    peak: int | None = worker.demand("start")
+    if peak is None:
+        result.add(worker.entry)
+    else:
+        name = f"{worker.contender.name}, {worker.entry.league}"
+        console().print(f"ready: {name}, {peak / 2**20:,.0f} MB", soft_wrap=True)
     return peak
 
 

@@ -119,7 +119,7 @@ def match(recipe: Recipe, shape: Shape) -> Match:
         if name in peers
     ]
     result = Result(title=f"Training step on a GPU in bf16, {title}", unit=unit, sittings=1)
-    return Match(shape, installed(contenders, result), result)
+    return Match(shape, installed(contenders, recipe.duel, result), result)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class Entry:
     """Bytes that the process held at most."""
     remark: str = ""
     """What the last column of the table says of it."""
+    failure: str = ""
+    """Why the contender could not go on; empty: it could."""
     output: Any = None
     """What the work produced, to be compared; not kept."""
 
@@ -82,7 +84,10 @@ class Result:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def add(self, entry: Entry) -> None:
-        """Take up an entry, among the limits if it is one."""
+        """Take up an entry, among the limits if it is one; who failed is left out."""
+        if entry.failure:
+            self.leave_out(f"{entry.name}, {entry.league}", entry.failure)
+            return
         (self.limits if entry.league == "limit" else self.entries).append(entry)
 
     def leave_out(self, name: str, reason: str) -> None:

@@ -89,11 +89,24 @@ class Worker:
             raise Failed(answer)
         return answer
 
+    def demand(self, command: str) -> Any:
+        """Ask, but of a peer that fails only note why, and from then on return None. Raises Failed for one of ours."""
+        if self.entry.failure:
+            return None
+        try:
+            return self.ask(command)
+        except Failed as failure:
+            if self.contender.ours:
+                raise Failed(f"{self.contender.name}, {self.entry.league}: {failure}") from None
+            self.entry.failure = str(failure).partition("\n")[0]
+            return None
+
     def take_turn(self) -> None:
-        """Let the process do the steps of a turn and note how long they took."""
-        units, seconds = self.ask("turn")
-        self.entry.units.append(units)
-        self.entry.seconds.append(seconds)
+        """Let the process do the steps of a turn, if it can, and note how long they took."""
+        if (turn := self.demand("turn")) is not None:
+            units, seconds = turn
+            self.entry.units.append(units)
+            self.entry.seconds.append(seconds)
 
 
 def serve(connection: Connection, contender: Contender, warmup: int, steps: int) -> None:

@@ -103,6 +103,12 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["step"], tensors, state)
 
 
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return what is named like a checkpoint, by step; the order in time does not count."""
+    paths = [path for path in folder.glob("step-*") if path.is_dir() and not path.is_symlink()]
+    return sorted((path for path in paths if _step_of(path) is not None), key=lambda path: _step_of(path) or 0)
+
+
 def newest(folder: Path, read_only: bool = False) -> Path | None:
     """Return the last checkpoint that is whole, or None where none was ever saved.
 
@@ -110,7 +116,7 @@ def newest(folder: Path, read_only: bool = False) -> Path | None:
     to start again from nothing is for the user to decide.
     """
     bad: dict[Path, list[str]] = {}
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder)):
         reasons = verify(path)
         if not reasons:
             for each, why in bad.items():
@@ -131,7 +137,7 @@ def prune(folder: Path, keep_last: int, keep: Collection[Path] = (), every: int 
 
     The newest always stays, and nothing is deleted unless it is whole.
     """
-    paths = _checkpoints(folder)
+    paths = list_checkpoints(folder)
     spared = {path.name for path in paths[-max(keep_last, 1) :]} | {path.name for path in keep}
     surplus = [path for path in paths if path.name not in spared and not (every and (_step_of(path) or 0) % every == 0)]
     if surplus and (reasons := verify(paths[-1])):
@@ -166,12 +172,6 @@ def check_writable(folder: Path) -> None:
 def _step_of(path: Path) -> int | None:
     match = re.fullmatch(r"step-(\d{8,})", path.resolve().name)
     return int(match[1]) if match else None
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """List what is named like a checkpoint, by step; the order in time does not count."""
-    paths = [path for path in folder.glob("step-*") if path.is_dir() and not path.is_symlink()]
-    return sorted((path for path in paths if _step_of(path) is not None), key=lambda path: _step_of(path) or 0)
 
 
 def _set_aside(path: Path) -> None:

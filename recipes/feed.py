@@ -63,9 +63,10 @@ def keys(task: Task[Any], *, accumulate: int, epoch: int, window: int, rank: int
         epoch, window = epoch + 1, 0
 
 
-def _ignore_sigterm(worker: int) -> None:
+def _outlive_requests(worker: int) -> None:
     """Let a worker outlive a request to stop that goes to the whole group; it ends when the stream is closed."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -> Generator[list[Item], None, None]:
@@ -80,7 +81,7 @@ def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_sigterm,
+        worker_init_fn=_outlive_requests,
     )
     window: list[Item] = []
     for item in loader:

@@ -11,7 +11,7 @@ from torch import Tensor
 from recipes import checkpoint
 from recipes.evaluation import evaluate
 from recipes.loop import Run
-from recipes.state import checkpoint_path, mean_weights
+from recipes.state import CHECKPOINTS, checkpoint_path, mean_weights
 from recipes.tracking import console, number
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
@@ -57,7 +57,7 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
     for line in lines[chosen]:
         console().print(line, markup=False, highlight=False, soft_wrap=True)
     if expected.metric:
-        said = verdict(results[chosen][splits[-1]], expected, run, config)
+        said = verdict(results[chosen][splits[-1]], expected, run)
         console().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -73,11 +73,9 @@ def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:
     if progress.best and progress.best[0][1] != progress.step:
         found["best"] = weights(progress.best[0][1])
     if config.average:
-        steps = [step for _, step in progress.best]
+        paths = [checkpoint_path(folder, step) for _, step in progress.best[: config.average]]
         if config.average_of == "last":
-            steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
-            steps = steps[-config.average :]
-        paths = [checkpoint_path(folder, step) for step in steps[: config.average]]
+            paths = checkpoint.list_checkpoints(folder / CHECKPOINTS)[-config.average :]
         found[f"averaged ({config.average_of} {len(paths)})"] = mean_weights(paths)
     return found
 
@@ -95,7 +93,7 @@ def table(results: dict[str, dict[str, dict[str, float]]], chosen: str) -> Table
     return result
 
 
-def verdict(metrics: dict[str, float], expected: Expected, run: Run, config: TrainConfig) -> str:
+def verdict(metrics: dict[str, float], expected: Expected, run: Run) -> str:
     """Compare with what the recipe is known to reach, and name the likely cause of a distance."""
     if expected.metric not in metrics:
         raise InputError(f"--expected.metric {expected.metric} is not reported: choose among {', '.join(metrics)}.")

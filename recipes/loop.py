@@ -7,12 +7,18 @@ the place in the run, so a killed run that is started again ends in the same wei
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    send_to_device,
+)
 from filelock import FileLock
 from torch import nn
 
@@ -23,7 +29,7 @@ from recipes.evaluation import evaluate
 from recipes.feed import Item, keys, windows
 from recipes.meter import Meter
 from recipes.optimizer import make_optimizer
-from recipes.processes import StopRequest, check_launch, use_machine
+from recipes.processes import StopRequest, check_launch, check_sharing, use_machine
 from recipes.schedule import learning_rate
 from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, checkpoint_path, derived_seed
 from recipes.tracking import Display, JsonLines, console, number
@@ -47,6 +53,8 @@ MAY_CHANGE = (
 """Settings of training that a run may be continued with although they differ from those it began with."""
 NOT_TRAINING = ("expected.", "scores.", "search.", "data.folder", "data.keep", "data.on_device")
 """Beginnings of further settings that change nothing in training."""
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for the others, which may prepare data; where one dies, the launcher ends them all."""
 
 
 class Run(NamedTuple):
@@ -165,12 +173,15 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
     machine = use_machine(config.threads, tune=config.tune)
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
         project_dir=folder,
     )
     check_launch(accelerator.num_processes)
-    check_sharing(accelerator, config)
-    # A lock instead of a barrier: preparing may take longer than process groups are willing to wait.
+    check_sharing(accelerator, config.accumulate, graphs=config.cuda_graphs)
+    # One after the other: what the first makes, the others find.
     with FileLock(folder / ".lock"):
         task.prepare(folder)
     if accelerator.is_main_process:
@@ -178,20 +189,6 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
         if accelerator.device.type == "cpu":
             console().print(str(machine), highlight=False)
     return accelerator
-
-
-def check_sharing(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Refuse processes that would have nothing to do, and kinds of wrapping that the checkpoints do not know."""
-    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise InputError(
-            f"accelerate is configured for {accelerator.distributed_type.value}, which is not supported: launch with "
-            "--multi_gpu, or on one process."
-        )
-    if accelerator.num_processes > config.accumulate:
-        raise InputError(
-            f"{accelerator.num_processes} processes share the --train.accumulate {config.accumulate} micro-batches of "
-            f"an update: give --train.accumulate {accelerator.num_processes} or a multiple, so that each has work."
-        )
 
 
 def build(task: Task[Any], config: TrainConfig, accelerator: Accelerator) -> tuple[State, nn.Module]:

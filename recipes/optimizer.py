@@ -25,6 +25,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig, factors: Mapping[str, 
         for (decays, factor), weights in groups.items()
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr, momentum=config.betas[0], fused=True)
+        optimizer = torch.optim.SGD(settings, lr=config.lr, momentum=config.betas[0], fused=True)
+        if config.betas[0]:  # PyTorch would make them in the first step, and leave them unwritten where that is skipped
+            for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return optimizer
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(settings, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

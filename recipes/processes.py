@@ -6,12 +6,15 @@ import signal
 import sys
 from itertools import pairwise
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import psutil
 import torch
 
 from tasks.errors import InputError
+
+if TYPE_CHECKING:  # it takes seconds, and only training needs it
+    from accelerate import Accelerator
 
 LAUNCH_ON_CPUS = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {count} --num_machines 1 "
@@ -34,6 +37,32 @@ def check_launch(started: int) -> None:
         f"the launch asked for {asked} processes and {started} work together: on CPUs start them with "
         f"`{LAUNCH_ON_CPUS.format(count=asked, module=module)}`, on GPUs ask for no more than there are."
     )
+
+
+def check_sharing(accelerator: "Accelerator", accumulate: int, *, graphs: bool) -> None:
+    """Refuse processes that would have nothing to do, and what neither checkpoints nor recorded graphs can do.
+
+    Args:
+        accelerator: says how many processes there are, and how they work together.
+        accumulate: micro-batches of an update, shared by all processes.
+        graphs: whether a micro-batch is recorded and replayed on a GPU.
+    """
+    world = accelerator.num_processes
+    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise InputError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, which is not supported: launch with "
+            "--multi_gpu, or on one process."
+        )
+    if world > accumulate:
+        raise InputError(
+            f"{world} processes share the --train.accumulate {accumulate} micro-batches of an update: give "
+            f"--train.accumulate {world} or a multiple, so that each has work."
+        )
+    if graphs and accumulate > world:
+        raise InputError(
+            f"--train.cuda_graphs would write gradients of one micro-batch over those of another: give "
+            f"--train.accumulate {world}, one for each process, or leave it out."
+        )
 
 
 class Machine(NamedTuple):

@@ -110,9 +110,8 @@ def masked_softmax(
         mask = real if mask is None else mask & real
     if mask is None:
         return logits.softmax(-1)
-    hidden = ~mask
-    weights = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill(hidden, 0.0)
+    blind = ~mask.any(-1, keepdim=True)
+    return logits.masked_fill(~(mask | blind), -torch.inf).softmax(-1).masked_fill(blind, 0.0)
 
 
 def _better_by_products(query: Tensor, key: Tensor, dropout: float) -> bool:
@@ -174,9 +173,8 @@ def _products(
     logits = logits.view(batch, heads, queries, keys)
     blind = None
     if allowed is not None:
-        hidden = ~allowed
-        logits = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
-        blind = hidden.all(-1, keepdim=True)
+        blind = ~allowed.any(-1, keepdim=True)
+        logits = logits.masked_fill_(~(allowed | blind), -torch.inf)
     weights = drop_out(_softmax(logits), dropout)
     out = (weights.view(batch, kv_heads, shared, keys) @ value).view(batch, heads, queries, value.size(3))
     if blind is None or not (torch.compiler.is_compiling() or blind.any()):  # asked on a CPU, where nothing has to wait

@@ -1,6 +1,7 @@
 """What the blocks of a stack have in common."""
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from transformer_core.feedforward import Activation
 from transformer_core.multihead import check_heads
@@ -51,6 +52,7 @@ class BlockConfig:
     """Keep no activations inside a block and compute them again backward: less memory, a third more computation."""
 
     def __post_init__(self) -> None:
+        check_choices(self, activation=Activation, score=ScoreName, position=PositionName, order=Order, norm=NormName)
         check_heads(self.dim, self.num_heads, self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
         for name in ("dropout", "attention_dropout", "hidden_dropout", "drop_path"):
             if not 0 <= (rate := getattr(self, name)) < 1:
@@ -63,6 +65,17 @@ class BlockConfig:
             )
         if self.position == "sinusoidal" and self.dim % 2:
             raise ValueError(f"position=sinusoidal needs an even dim, not {self.dim}.")
+
+
+def check_choices(config: object, **choices: object) -> None:
+    """Refuse a name that is none of those of its `Literal` type, which would silently mean another one.
+
+    Raises:
+        ValueError: a field of the configuration has another value; the message lists them.
+    """
+    for name, literal in choices.items():
+        if (value := getattr(config, name)) not in get_args(literal):
+            raise ValueError(f"{name}={value!r} is unknown: choose among {', '.join(get_args(literal))}.")
 
 
 def block_configs(config: BlockConfig, depth: int) -> list[BlockConfig]:

@@ -79,7 +79,7 @@ class EncoderBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch *length dim"],
-        mask: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
+        mask: Bool[Tensor, "*#leading #queries keys"] | None = None,
         first: int | None = None,
     ) -> Float[Tensor, "batch *out dim"]:
         """Let tokens see each other where `mask` is True, everywhere without one.
@@ -87,6 +87,7 @@ class EncoderBlock(nn.Module):
         `length` is one number, or whatever the attention given to the block reads: the height and width of a grid, say.
         With `first` only so many of the first tokens are returned, and computed where attention knows no positions.
         """
+        mask = None if mask is None else mask[(None,) * (4 - mask.dim())]  # rows of examples come first, or none
         if first is None or not isinstance(self.attention, MultiHeadAttention) or self.attention.position is not None:
             x = self.attention_branch(x, lambda h, seen: self.attention(h, mask=seen), mask)[:, :first]
         else:
@@ -122,7 +123,7 @@ class Encoder(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch length dim"],
-        mask: Bool[Tensor, "#batch #heads #length length"] | None = None,
+        mask: Bool[Tensor, "*#leading #length length"] | None = None,
         *,
         first: int | None = None,
     ) -> Float[Tensor, "batch out dim"]:
@@ -130,9 +131,9 @@ class Encoder(nn.Module):
 
         With `first` only so many of the first tokens are returned, and the last block does not compute the others.
         """
-        for block, wanted in zip(self.blocks, [*[None] * (len(self.blocks) - 1), first], strict=True):
-            x = run_block(block, x, mask, wanted, recompute=self.recompute and self.training)
-        return self.norm(x)
+        for left, block in zip(reversed(range(len(self.blocks))), self.blocks, strict=True):
+            x = run_block(block, x, mask, None if left else first, recompute=self.recompute and self.training)
+        return self.norm(x[:, :first])
 
 
 def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:

@@ -41,9 +41,16 @@ class GridRotary(Rotary):
         self.grid, self.prefix = grid, prefix
         super().__init__(width, base=base, length=prefix + grid[0] * grid[1])
 
-    def _compute(self, length: int) -> Float[Tensor, "length pairs 2"]:
+    def reserve(self, length: int) -> None:
+        """Refuse tokens that have no place on the grid.
+
+        Raises:
+            ValueError: there are more than it holds.
+        """
         if length > self.prefix + self.grid[0] * self.grid[1]:
             raise ValueError(f"{length} tokens are more than the grid {self.grid} and {self.prefix} tokens before it.")
+
+    def _compute(self, length: int) -> Float[Tensor, "length pairs 2"]:
         rate = self.base ** (-torch.arange(0, self.width, 4, dtype=torch.float64) / self.width)
         row, column = torch.meshgrid(*(torch.arange(side).double() for side in self.grid), indexing="ij")
         angle = torch.cat([row.flatten()[:, None] * rate, column.flatten()[:, None] * rate], 1)

@@ -163,10 +163,11 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MultiHeadAttention)}
     maps: dict[str, list[Tensor]] = {name: [] for name in layers}
+    before = {name: layer.record for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.record = maps[name].append
     try:
         yield maps
     finally:
-        for layer in layers.values():
-            layer.record = None
+        for name, layer in layers.items():
+            layer.record = before[name]

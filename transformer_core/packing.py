@@ -29,7 +29,7 @@ def pack(model: Model, precision: Precision) -> Model:
     where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each call
     likewise, to half as many on a CPU without VNNI (Dettmers et al. 2022, section 2.1, there named vector-wise and
     absmax), for products of whole numbers; an output then depends a little on what else is in the batch.
-    Weights are shared with `model`: training that goes on is not seen by the packed one.
+    Weights are shared with `model`, and linear layers laid out at their first use: where training goes on, pack again.
 
     Raises:
         ValueError: the model is not on a CPU in float32, this build of PyTorch has no oneDNN, or the CPU no bfloat16.

@@ -47,6 +47,9 @@ class KernelPooling(nn.Module):
         To learn the width from the values themselves, each place has to be hidden from itself by
         `mask=~torch.eye(n).bool()`: else the narrowest kernel fits best, by giving each place its own value back.
         """
+        # Only differences count, and float32 has few digits left for them where the places are far from 0.
+        centre = key.detach().mean(-2, keepdim=True)
+        query, key = query - centre, key - centre
         return attention(query[:, None], key[:, None], value[:, None], score=self.kernel, mask=mask)[:, 0]
 
     def weights(

@@ -143,14 +143,18 @@ class Cosine(Score):
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys width"]
     ) -> Float[Tensor, "batch heads queries keys"]:
         """Return the cosine over the temperature."""
-        return F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).mT * self.log_sharpness.exp()
+        return _unit(query) @ _unit(key).mT * self.log_sharpness.exp()
 
     def factor(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch kv_heads keys width"]
     ) -> Factored:
         """Normalise both sides; the temperature belongs to the queries."""
-        sharp = F.normalize(query, dim=-1) * self.log_sharpness.exp()
-        return Factored(sharp.to(query.dtype), F.normalize(key, dim=-1))
+        sharp = _unit(query) * self.log_sharpness.exp()
+        return Factored(sharp.to(query.dtype), _unit(key))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))  # 1e-12 is 0 in float16
 
 
 class GaussianKernel(Score):
@@ -158,7 +162,8 @@ class GaussianKernel(Score):
 
     Source: Nadaraya (1964); Watson (1964): softmax over this score is Nadaraya-Watson regression with a Gaussian
     kernel. Expanding the square leaves a dot product, a price per key, and a term softmax cancels, which is why
-    `factor` is exact.
+    `factor` is exact, but for rounding: where queries and keys lie far from 0 and close together, as coordinates may,
+    take off their mean first.
     """
 
     def __init__(self, sigma: float = 1.0) -> None:

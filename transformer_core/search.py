@@ -93,7 +93,8 @@ def search(
     if sentences == 0:
         return []
     limits: list[int] = max_lengths.clamp(max=config.max_length).tolist()
-    constraints = Constraints(config, limits, eos_id, device, banned, prefix or [()] * sentences)
+    prefix = [()] * sentences if prefix is None else prefix
+    constraints = Constraints(config, limits, eos_id, device, banned, prefix)
     if config.sample or config.beams == 1:
         frontier = Draws(config, limits, eos_id, device, sentence_ids or range(sentences))
     else:

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from transformer_core.config import check_choices
+
+Penalty = Literal["none", "average", "gnmt"]
+Stop = Literal["first_k", "best_possible"]
+
 
 class Hypothesis(NamedTuple):
     """One finished output of a search."""
@@ -23,12 +28,12 @@ class SearchConfig:
     """Hypotheses kept alive per sentence; 1 is greedy search. Has no part in sampling."""
     n_best: int = 1
     """Outputs per sentence, best first: at most `beams` in a search, any number of independent draws in sampling."""
-    length_penalty: Literal["none", "average", "gnmt"] = "average"
+    length_penalty: Penalty = "average"
     """What a log-probability is divided by, n being the tokens with the end of sentence: nothing, n^alpha (fairseq), or
     ((5 + n) / 6)^alpha (Wu et al. 2016, equation 14)."""
     alpha: float = 1.0
     """Strength of the length penalty; more asks for longer outputs, 0 for none."""
-    stop: Literal["first_k", "best_possible"] = "first_k"
+    stop: Stop = "first_k"
     """When a beam search ends: as soon as `beams` hypotheses are finished (fairseq, OpenNMT), or only when no live one
     can still enter the `n_best`, which is thorough, and slow under a length penalty where `max_length` is generous."""
     min_length: int = 0
@@ -50,12 +55,13 @@ class SearchConfig:
     """Sampling: the draws follow from it, the sentence and the number of the draw, not from the batch."""
 
     def __post_init__(self) -> None:
+        check_choices(self, length_penalty=Penalty, stop=Stop)
         for name in ("beams", "n_best"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--search.{name}={getattr(self, name)} must be at least 1.")
         for name in ("alpha", "min_length", "max_length", "no_repeat_ngram", "top_k"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--search.{name}={getattr(self, name)} must not be negative.")
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--search.{name}={getattr(self, name)} must be 0 or more.")
         if self.temperature <= 0:
             raise ValueError(
                 f"--search.temperature={self.temperature} must be above 0: for the likeliest token at every step, set "

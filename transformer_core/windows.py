@@ -115,7 +115,9 @@ class WindowAttention(nn.Module):
     ) -> Float[Tensor, "batch height width dim"]:
         """Attend inside the windows; who sees whom follows from the grid, so there is no mask to give."""
         grid = x.size(1), x.size(2)
-        allowed = region_mask(grid, self.window, self.shift(grid), x.device)
+        # A mask that a tracer makes has no numbers, and would be kept for calls that need them.
+        make_mask = region_mask.__wrapped__ if torch.compiler.is_compiling() else region_mask
+        allowed = make_mask(grid, self.window, self.shift(grid), x.device)
         if allowed is not None:
             allowed = allowed.expand(x.size(0), *allowed.shape).flatten(0, 1)
         return self.unfold(self.attention(self.fold(x), mask=allowed), grid)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
-
 from tasks.image_classification.swin import SwinConfig, SwinTransformer
 from tasks.image_classification.vit import VisionTransformer, VitConfig, patch_grid
 from transformer_core import BlockConfig
@@ -57,8 +55,3 @@ def patch_pixels(config: ImageModelConfig) -> tuple[int, int]:
         return config.swin.patch_size
     rows, columns = patch_grid(config.vit, config.image_size)
     return config.image_size[0] // rows, config.image_size[1] // columns
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Count the numbers that are learned."""
-    return sum(weight.numel() for weight in model.parameters())

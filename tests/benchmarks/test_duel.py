@@ -47,6 +47,34 @@ def test_everybody_has_a_turn_in_each_round_and_who_cannot_is_left_out(monkeypat
     assert found.left_out["absent"] == "not installed" and "Error" in found.left_out["broken, out of the box"]
 
 
+class Tired:
+    """Works twice, and no more."""
+
+    left = 2
+
+    def __call__(self) -> float:
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError("no memory left\nin the third turn")
+        return 1.0
+
+
+def tired(setting) -> Tired:
+    return Tired()
+
+
+@pytest.mark.slow
+def test_a_peer_that_fails_in_its_turn_is_left_out_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(harness, "LIMITS", [])
+    contenders = [contender("ours", 8, ours=True), Contender(name="peer", make=tired)]
+    config = DuelConfig(rounds=4, steps=1, warmup=0, pause=0.0, settings=["plain"])
+    found = duel("A duel", "GFLOP", contenders, config, flops=False)
+    assert [(entry.name, len(entry.units)) for entry in found.entries] == [("ours", 4)]
+    assert found.left_out == {"peer, out of the box": "MemoryError: no memory left"}
+    with pytest.raises(Failed, match="peer, out of the box: MemoryError"):
+        duel("A duel", "GFLOP", [replace(contenders[1], ours=True)], config, flops=False)
+
+
 @pytest.mark.slow
 def test_a_failure_of_our_own_is_no_result(monkeypatch):
     monkeypatch.setattr(harness, "LIMITS", [])
@@ -66,7 +94,7 @@ class Tenant:
     def __exit__(self, *details):
         pass
 
-    def ask(self, command):
+    def demand(self, command):
         return 1
 
 

@@ -337,6 +337,27 @@ def test_a_mask_of_two_axes_is_as_good_as_one_of_four(name):
     assert_close(attention(query, key, value, score=score, mask=causal_mask(3, 7)), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("queries", [3, 30])
+def test_a_bias_as_low_as_numbers_go_opens_nothing_that_is_hidden(queries):
+    query, key, value = (torch.randn(1, 2, queries, 5) for _ in range(3))
+    bias = torch.zeros(1, 1, 1, queries)
+    bias[..., 0] = torch.finfo(torch.float32).min
+    bias = bias.expand(1, 1, queries, queries)
+    options = {"score": make_score("scaled_dot", 5), "bias": bias, "causal": True}
+    weights = attention_weights(query, key, **options)
+    assert_close(weights[:, :, 0, 0], torch.ones(1, 2))
+    assert not weights.triu(1).any()
+    assert_close(attention(query, key, value, **options), weights @ value)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_keys_of_zeros_have_a_cosine_of_0_in_float16_too(scale):
+    query, key, value = (torch.randn(1, 1, 4, 8).half() for _ in range(3))
+    expected = attention(query, key * 0, value, score=make_score("cosine", 8).half())
+    assert_close(expected, value.mean(-2, keepdim=True).expand_as(value), rtol=0, atol=2e-3)
+    assert make_score("cosine", 8).half()(query * scale, key * 0).isfinite().all()
+
+
 # Memory.
 
 

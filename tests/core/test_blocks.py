@@ -299,6 +299,21 @@ def test_a_config_cannot_be_changed():
         BlockConfig().dim = 7
 
 
+def test_an_encoder_without_blocks_is_its_norm():
+    x = doubles(2, 7, 12)
+    assert_close(Encoder(config(), 0).double()(x, first=3), nn.functional.layer_norm(x[:, :3], (12,)))
+
+
+@pytest.mark.parametrize("first", [None, 4])
+def test_a_mask_of_two_axes_is_no_row_for_each_example(first):
+    model, x, mask = Encoder(config(drop_path=0.3), 2), torch.randn(7, 7, 12), causal_mask(7, 7)
+    outputs = []
+    for each in (mask, mask[None, None]):
+        torch.manual_seed(1)
+        outputs.append(model(x, each, first=first))
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("position", ["none", "rotary", "relative"])
 def test_the_first_tokens_alone_are_those_of_the_whole_sequence(order, position):

@@ -225,6 +225,15 @@ def test_recording_ends_with_its_block_even_after_an_exception():
     assert len(maps[""]) == 1
 
 
+def test_a_recording_inside_another_gives_back_to_it():
+    layer, x = MultiHeadAttention(12, 3), torch.randn(2, 5, 12)
+    with record_attention(layer) as outer:
+        with record_attention(layer) as inner:
+            layer(x)
+        layer(x)
+    assert len(inner[""]) == len(outer[""]) == 1
+
+
 # Cache.
 
 

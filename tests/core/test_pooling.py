@@ -41,6 +41,19 @@ def test_predictions_are_the_closed_form(width, queries, features):
         assert_close(found[example], torch.from_numpy(expected), rtol=0, atol=1e-10)
 
 
+def test_places_far_from_0_are_as_good_as_others():
+    x = torch.linspace(1990, 2020, 31)[None, :, None]
+    y, hidden = (x / 3).sin(), ~torch.eye(31, dtype=torch.bool)
+    gradients = []
+    for pool in (KernelPooling(0.5, learned=True), KernelPooling(0.5, learned=True).double()):
+        dtype = pool.kernel.log_sigma.dtype
+        found = pool(x.to(dtype), x.to(dtype), y.to(dtype), mask=hidden)
+        assert_close(found, pool.weights(x.to(dtype), x.to(dtype), mask=hidden) @ y.to(dtype), rtol=0, atol=1e-5)
+        (found - y.to(dtype)).square().mean().backward()
+        gradients.append(pool.kernel.log_sigma.grad.double())
+    assert_close(*gradients, rtol=1e-2, atol=0)
+
+
 def test_an_infinite_width_is_the_mean_of_all_values():
     at, (seen, values) = torch.linspace(0, 5, 7).double()[None, :, None], curve()
     pool = KernelPooling(math.inf).double()

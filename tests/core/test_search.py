@@ -498,6 +498,7 @@ def test_nan_is_reported(config):
     ("prefix", "message"),
     [
         ([[1]], "1 prefixes for 2 sentences"),
+        ([], "0 prefixes for 2 sentences"),
         ([[1], [1, 2, 1, 2]], "sentence 1 has 4 tokens, but its max length is 3"),
         ([[], [1, EOS]], "sentence 1 holds the end of sentence"),
     ],

@@ -97,6 +97,12 @@ def test_the_moving_average_stands_for_the_weights_where_there_is_one(tmp_path):
     assert not torch.equal(found["last"]["output.bias"], saved(config, 9)["output.bias"])
 
 
+def test_a_folder_of_another_name_is_no_checkpoint_to_average(tmp_path):
+    _, run, config = trained(tmp_path)
+    (tmp_path / "checkpoints" / "step-notes").mkdir()
+    assert "averaged (last 2)" in candidates(run, config)
+
+
 def test_the_same_checkpoint_is_not_tried_twice(tmp_path):
     _, run, config = trained(tmp_path, average=0)
     run.state.progress.best = [(0.0, 9)]
@@ -125,9 +131,9 @@ def test_the_last_line_says_whether_the_run_met_what_is_expected(tmp_path, capsy
     ],
 )
 def test_a_run_below_what_is_expected_is_told_the_likely_cause(tmp_path, skipped, best, cause):
-    _, run, config = trained(tmp_path, average=0, steps=9)
+    _, run, _ = trained(tmp_path, average=0, steps=9)
     run.state.progress.skipped, run.state.progress.best = skipped, [(0.0, best)]
-    assert cause in verdict({"near": 1.0}, Expected(metric="near", at_least=2.0), run, config)
+    assert cause in verdict({"near": 1.0}, Expected(metric="near", at_least=2.0), run)
 
 
 def test_a_metric_that_is_not_reported_is_told_once_the_model_is_safe(tmp_path):

@@ -22,6 +22,7 @@ from recipes import checkpoint, reverse
 from recipes.config import launch, write_config
 from recipes.evaluation import evaluate
 from recipes.loop import build, open_run, train
+from recipes.processes import check_sharing
 from recipes.reverse import PAD, Recipe, Reverse, Strings
 from recipes.schedule import learning_rate
 from recipes.state import MovingAverage
@@ -348,6 +349,13 @@ def test_the_moving_average_is_lent_to_the_model_and_taken_back():
     assert_close(model.weight.detach(), own + 1, rtol=0, atol=0)
 
 
+def test_a_recorded_graph_takes_one_micro_batch_an_update_and_process():
+    check_sharing(Accelerator(), 1, graphs=True)
+    check_sharing(Accelerator(), 2, graphs=False)
+    with pytest.raises(InputError, match="--train.cuda_graphs .* --train.accumulate 1, one for each process"):
+        check_sharing(Accelerator(), 2, graphs=True)
+
+
 # Gradients that are not finite
 
 
@@ -363,6 +371,15 @@ def test_all_ranks_leave_out_an_update_that_is_not_finite_on_one_and_go_on(tmp_p
     assert all(
         value.isfinite().all() for kind in ("model", "ema", "optimizer") for value in toy.saved(7, kind).values()
     )
+
+
+def test_a_first_update_that_is_left_out_leaves_no_rubbish_in_the_momentum(tmp_path):
+    toy = Toy(tmp_path / "run", accumulate=1, optimizer="sgd")
+    ended = toy.fork(partial(children.change_losses, children.not_a_number, calls=[1]))
+    assert ended.codes == [0], ended.text
+    assert not any(value.any() for value in toy.saved(1, "optimizer").values())
+    assert toy.metrics("train/skipped")[7] == 1
+    assert any(value.any() for value in toy.saved(7, "optimizer").values())
 
 
 def test_too_many_updates_that_are_not_finite_end_the_run_with_the_examples_of_the_last(tmp_path):
@@ -494,7 +511,7 @@ def test_a_compiled_model_has_the_losses_of_a_plain_one(tmp_path):
 def test_graphs_are_recorded_of_one_shape_and_only_where_asked_for(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda model, **how: asked.append(how) or model)
-    plain = Toy(tmp_path / "plain", steps=2, compile=True).train()
-    graphs = Toy(tmp_path / "graphs", steps=2, compile=True, cuda_graphs=True).train()
+    plain = Toy(tmp_path / "plain", steps=2, compile=True, accumulate=1).train()
+    graphs = Toy(tmp_path / "graphs", steps=2, compile=True, cuda_graphs=True, accumulate=1).train()
     assert asked == [{"dynamic": True}, {"dynamic": True}, {"dynamic": False, "mode": "reduce-overhead"}]
     assert largest_difference(plain.saved(2), graphs.saved(2)) == 0

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from recipes.config import read
 from recipes.image_runs import Recipe
 from tasks.errors import InputError
-from tasks.image_classification.model import ImageModelConfig, build_model, count_parameters
+from tasks.image_classification.model import ImageModelConfig, build_model
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors
 from tasks.image_classification.rollout import attention_rollout
 from tasks.image_classification.swin import SwinConfig
@@ -51,6 +51,10 @@ def swin(*, depths=(2, 2), window=(4, 4), dim: int = 32, **fields):
     settings = SwinConfig(depths=depths, window=window)
     own = block(dim, position="relative", norm_eps=1e-5, **fields)
     return build_model(ImageModelConfig(kind="swin", block=own, swin=settings), CLASSES, channels=3).eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def scrambled(model: nn.Module) -> nn.Module:

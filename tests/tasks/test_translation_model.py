@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from tasks.translation.model import TranslationConfig, TranslationModel
 from transformer_core import BlockConfig, CachedState, TokenEmbedding, padding_mask, sinusoidal_table
+from transformer_core.search import SearchConfig
 
 DIM, HEADS, HIDDEN, ENCODERS, DECODERS = 12, 3, 20, 2, 3
 SOURCE_PIECES, TARGET_PIECES = 17, 23
@@ -352,3 +353,21 @@ def test_the_check_fails_where_a_step_goes_wrong(breakage, monkeypatch):
     breakage(monkeypatch)
     with pytest.raises(AssertionError):
         check_steps(new_model().eval())
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "choices"),
+    [
+        (BlockConfig, {"position": "alibi"}, "sinusoidal, learned, rotary, relative, none"),
+        (BlockConfig, {"activation": "tanh"}, "relu, gelu, gelu_tanh, swiglu"),
+        (BlockConfig, {"score": "dotty"}, "scaled_dot, dot, additive, bilinear, cosine, gaussian"),
+        (BlockConfig, {"order": "Pre"}, "post, pre"),
+        (BlockConfig, {"norm": "batch"}, "layer, rms"),
+        (SearchConfig, {"length_penalty": "avg"}, "none, average, gnmt"),
+        (SearchConfig, {"stop": "best"}, "first_k, best_possible"),
+    ],
+)
+def test_a_name_that_is_none_of_the_choices_means_no_other_one(config, given, choices):
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=f"{name}='{value}' is unknown: choose among {choices}"):
+        config(**given)
