@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from recipes.config import launch
+from recipes.pictures import save_picture
 from recipes.tracking import console
 from transformer_core import KernelPooling
 
@@ -62,7 +63,7 @@ def main(recipe: Recipe) -> None:
             errors = left_out_error(pool, x, y), mse_loss(pool(places, x, y), curve(places))
         table.add_row(name, f"{pool.width:.3f}", *(f"{error:.4f}" for error in errors))
     console().print(table)
-    draw(pools, x, y, places).savefig(recipe.output, dpi=120)
+    save_picture(draw(pools, x, y, places), recipe.output, dpi=120)
 
 
 def curve(x: Points) -> Points:

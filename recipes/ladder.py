@@ -1,6 +1,9 @@
 """The end of a run: score the candidates for its final weights, keep the best, say whether it met expectations."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from recipes.tracking import console, number
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
 from tasks.task import Split, Task
+
+log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
 
@@ -62,7 +67,10 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
 
 
 def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:
-    """Return the weights that may become the model of the run, by name."""
+    """Return the weights that may become the model of the run, by name; of broken checkpoints only the last has to be.
+
+    Raises InputError where that one is broken.
+    """
     folder, progress = Path(config.out), run.state.progress
     kind = "ema" if config.ema else "model"
 
@@ -71,13 +79,25 @@ def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:
 
     found = {"last": weights(progress.step)}
     if progress.best and progress.best[0][1] != progress.step:
-        found["best"] = weights(progress.best[0][1])
+        with left_out_if_broken("best"):
+            found["best"] = weights(progress.best[0][1])
     if config.average:
         paths = [checkpoint_path(folder, step) for _, step in progress.best[: config.average]]
         if config.average_of == "last":
             paths = checkpoint.list_checkpoints(folder / CHECKPOINTS)[-config.average :]
-        found[f"averaged ({config.average_of} {len(paths)})"] = mean_weights(paths)
+        name = f"averaged ({config.average_of} {len(paths)})"
+        with left_out_if_broken(name):
+            found[name] = mean_weights(paths)
     return found
+
+
+@contextmanager
+def left_out_if_broken(name: str) -> Iterator[None]:
+    """Go on without weights whose checkpoint cannot be read, with a warning."""
+    try:
+        yield
+    except InputError as error:
+        log.warning("the weights %r are left out: %s", name, error)
 
 
 def table(results: dict[str, dict[str, dict[str, float]]], chosen: str) -> Table:

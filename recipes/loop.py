@@ -38,11 +38,14 @@ from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.task import Task
 
+LOCK = ".lock"
+"""File of a run folder that the process holds that changes it."""
 MAY_CHANGE = (
     "out",
     "steps",
     "log_every",
     "evaluate_every",
+    "monitor",
     "save_every",
     "patience",
     "workers",
@@ -122,14 +125,17 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
 def prepare(task: Task[Any], config: TrainConfig, recipe: Any) -> tuple[Accelerator, State, nn.Module]:
     """Do what comes before the first update: open the run folder, join the processes, read the data, make the model."""
     folder = Path(config.out)
+    before = set(folder.iterdir()) if folder.is_dir() else set()
     began = open_run(folder, recipe)
     try:
         accelerator = start(config, folder, task)
         state, model = build(task, config, accelerator)
         resume(task, state, folder, config, accelerator)
-    except InputError:
-        if began:  # nothing was made with these settings, so others may follow
-            (folder / RECIPE).unlink(missing_ok=True)
+    except Exception:
+        if began:  # nothing was trained with these settings, so others may follow, and find nothing of these
+            for path in set(folder.iterdir()) - before:
+                if path.is_file() and path.name != LOCK:
+                    path.unlink(missing_ok=True)
         raise
     if accelerator.is_main_process:
         for table in task.tables():
@@ -146,7 +152,7 @@ def open_run(folder: Path, recipe: Any) -> bool:
     """
     checkpoint.check_writable(folder)
     kept = folder / RECIPE
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / LOCK):
         began = not kept.exists()
         if not began:
             ignored = [key for key in flatten(recipe) if key.startswith(NOT_TRAINING)]
@@ -182,7 +188,7 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
     check_launch(accelerator.num_processes)
     check_sharing(accelerator, config.accumulate, graphs=config.cuda_graphs)
     # One after the other: what the first makes, the others find.
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / LOCK):
         task.prepare(folder)
     if accelerator.is_main_process:
         checkpoint.clean(folder / CHECKPOINTS)
@@ -209,12 +215,15 @@ def resume(task: Task[Any], state: State, folder: Path, config: TrainConfig, acc
     broadcast_object_list(chosen)
     if chosen[0] is not None:
         state.load(chosen[0])
+        if state.progress.monitor not in ("", config.monitor):
+            state.progress.best, state.progress.stale = [], 0
         state.progress.stopped_early = bool(config.patience) and state.progress.stale >= config.patience
     else:
         task.begin(state.model)
         if config.start_from:
             load_weights(state.model, Path(config.start_from))
         state.average = MovingAverage(state.model, config.ema) if config.ema else None
+    state.progress.monitor = config.monitor
 
 
 def trackers(accelerator: Accelerator, config: TrainConfig, recipe: Any, step: int) -> None:
@@ -279,7 +288,11 @@ def validate(task: Task[Any], state: State, config: TrainConfig, accelerator: Ac
     with state.average.applied(state.model) if state.average is not None else nullcontext():
         metrics, lines = evaluate(task, state.model, "valid", accelerator)
     if config.monitor not in metrics:
-        raise InputError(f"--train.monitor {config.monitor} is not reported: choose among {', '.join(metrics)}.")
+        save(state, Path(config.out), config, accelerator)
+        raise InputError(
+            f"--train.monitor {config.monitor} is not reported: choose among {', '.join(metrics)}, and the run goes on "
+            f"from update {progress.step}."
+        )
     score = metrics[config.monitor] * (-1 if config.monitor in task.falling else 1)
     improved = not progress.best or score > progress.best[0][0]
     progress.stale = 0 if improved else progress.stale + 1

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 from recipes.classify import image_paths
 from recipes.config import launch, recipe_of
 from recipes.ladder import MODEL
+from recipes.pictures import save_picture
 from recipes.train_recognition import Recipe as Training
 from recipes.train_recognition import make_task
 from recipes.weights import load_weights
@@ -105,7 +106,7 @@ def draw(images: Sequence[Image.Image], texts: Sequence[str], path: Path) -> Non
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.set_title(text, fontsize=9, loc="left", parse_math=False)
         axes.set_axis_off()
-    figure.savefig(path, dpi=120)
+    save_picture(figure, path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from transformer_core.search import SearchConfig
 def load(
     run: str | Path,
     *,
-    weights: Sequence[str | Path] = (),
+    weights: str | Path | Sequence[str | Path] = (),
     search: SearchConfig | None = None,
     precision: Precision = "fp32",
     workers: int = 1,
@@ -42,6 +42,7 @@ def load(
     source, target = saved_vocabularies(recipe.data, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = []
+    weights = [weights] if isinstance(weights, str | Path) else weights
     for path in [Path(name) for name in weights] or [folder / MODEL]:
         model = make_model(recipe.model, len(source), len(target), pad_id=PAD)
         load_weights(model, path)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from recipes.config import launch
+from recipes.pictures import save_picture
 from recipes.runs import load
 from tasks.errors import InputError
 from tasks.translation.model import TranslationModel
@@ -43,24 +44,26 @@ def main(recipe: Recipe) -> None:
     if not -depth <= recipe.layer < depth:
         raise InputError(f"--layer {recipe.layer} is not there: the decoder has {depth} layers, 0 to {depth - 1}.")
     translation = translator(recipe.text)
-    weights = cross_attention(translator, recipe.text, translation, recipe.layer % depth).mean(0)
-    draw(weights, pieces(translator.source, recipe.text), pieces(translator.target, translation), recipe.output)
+    source = translator.source.encode(recipe.text)[: translator.max_length]
+    target = translator.target.encode(translation)
+    weights = cross_attention(translator, source, target, recipe.layer % depth).mean(0)
+    draw(weights, pieces(translator.source, source), pieces(translator.target, target), recipe.output)
     print(translation)
 
 
 @torch.inference_mode()
-def cross_attention(translator: Translator, source: str, target: str, layer: int) -> Tensor:
+def cross_attention(translator: Translator, source: list[int], target: list[int], layer: int) -> Tensor:
     """Return the weights of one decoder layer, (heads, target pieces and end mark, source pieces and end mark)."""
-    batch = collate([0], [translator.source.encode(source)], [translator.target.encode(target)]).to(translator.device)
+    batch = collate([0], [source], [target]).to(translator.device)
     model = translator.models[0]
     with record_attention(model) as maps:
         model(batch.source, batch.mask, batch.target, batch.positions)
     return maps[f"decoder.blocks.{layer}.cross_attention"][0][0].float().cpu()
 
 
-def pieces(vocabulary: Vocabulary, text: str) -> list[str]:
-    """Cut text into pieces to label an axis with."""
-    return [vocabulary.pieces[piece].replace("▁", "_") for piece in vocabulary.encode(text)] + ["end"]
+def pieces(vocabulary: Vocabulary, ids: list[int]) -> list[str]:
+    """Spell pieces and the end mark, to label an axis with."""
+    return [vocabulary.pieces[piece].replace("▁", "_") for piece in ids] + ["end"]
 
 
 def draw(weights: Tensor, source: list[str], target: list[str], path: str) -> None:
@@ -72,7 +75,7 @@ def draw(weights: Tensor, source: list[str], target: list[str], path: str) -> No
     axes.set_yticks(range(len(target)), target)
     axes.set_xlabel("source")
     axes.set_ylabel("translation")
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipes.config import launch
 from recipes.image_runs import load
+from recipes.pictures import save_picture
 from tasks.image_classification.augment import normalize
 from tasks.image_classification.classifier import Guess
 from tasks.image_classification.rollout import attention_rollout
@@ -57,7 +58,7 @@ def draw(image: Tensor, shares: Tensor, guess: Guess, path: Path) -> None:
     right.set_title(f"where it looked: {guess.name}, {guess.probability:.0%}", parse_math=False)
     for axes in (left, right):
         axes.set_axis_off()
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path, dpi=150)
 
 
 if __name__ == "__main__":

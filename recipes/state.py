@@ -31,6 +31,8 @@ class Progress:
     """Updates left out because a gradient was not finite."""
     best: list[tuple[float, int]] = field(default_factory=list)
     """Score and step of the best validations so far, best first."""
+    monitor: str = ""
+    """Metric of those scores."""
     stale: int = 0
     """Validations since the best one."""
     stopped_early: bool = False

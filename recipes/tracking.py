@@ -19,7 +19,7 @@ class JsonLines(GeneralTracker):
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at]
+        kept = [line for line in _lines(path) if _step(line) <= resumed_at]
         aside = path.with_name(f".tmp-{path.name}")
         aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         aside.replace(path)
@@ -40,6 +40,14 @@ class JsonLines(GeneralTracker):
     def finish(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def _step(line: str) -> float:
+    """Return the update that a line is of; infinity where the line is broken, as a power cut may leave it."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError):
+        return math.inf
 
 
 class Display:

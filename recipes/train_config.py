@@ -105,5 +105,9 @@ class TrainConfig:
             )
         if self.cuda_graphs and not self.compile:
             raise ValueError("--train.cuda_graphs records a compiled model: add --train.compile.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--train.betas {list(self.betas)} are decays: choose 0 or more, and less than 1.")
+        if not self.eps >= 0:
+            raise ValueError(f"--train.eps {self.eps} must be 0 or more; 1e-9 is usual.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"--train.ema {self.ema} is a decay: choose 0 or more, and less than 1.")

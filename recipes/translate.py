@@ -9,14 +9,17 @@ Line n of the output translates line n of the input. `--json true` writes an obj
 translations and their scores.
 """
 
+import codecs
+import gzip
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from recipes import train_translation
 from recipes.config import launch, recipe_of
@@ -44,7 +47,7 @@ class Recipe:
     input: str | None = None
     """File of sentences, one a line, plain or .gz; without it and `text`, standard input is read."""
     output: str | None = None
-    """File to write; without it, standard output."""
+    """File to write, plain or .gz, which is there once it is whole; without it, standard output."""
     prefixes: str | None = None
     """File of the words that each translation must begin with; line n belongs to line n of the input."""
     weights: list[str] = field(default_factory=list)
@@ -123,7 +126,8 @@ def typed(stream: TextIO) -> str:
 
 
 def as_text(number: int, line: bytes) -> str:
-    """Decode a line of standard input."""
+    """Decode a line of standard input; a byte order mark before the first one is no text."""
+    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     try:
         return line.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
@@ -135,16 +139,27 @@ def as_text(number: int, line: bytes) -> str:
 
 @contextmanager
 def opened(path: str | None) -> Iterator[TextIO]:
-    """Open a file to write, or standard output."""
+    """Open a file to write, which takes its name once it is whole, or standard output."""
     if path is None:
-        yield sys.stdout
+        try:
+            yield sys.stdout
+        except BrokenPipeError:  # who reads has seen enough; Python would complain of it once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
+    whole = Path(path)
+    device = whole.exists() and not whole.is_file()
+    aside = whole if device else whole.with_name(f".tmp-{os.getpid()}-{whole.name}")
     try:
-        file = open(path, "w", encoding="utf-8")
+        write = gzip.open if whole.suffix == ".gz" else open
+        with cast(TextIO, write(aside, "wt", encoding="utf-8")) as file:
+            yield file
+        if not device:
+            aside.replace(whole)
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written ({error.strerror}): choose another file.") from None
-    with file:
-        yield file
+    finally:
+        if not device:
+            aside.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,10 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, length_penalty=Penalty, stop=Stop)
-        for name in ("beams", "n_best"):
+        for name in ("beams", "n_best", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--search.{name}={getattr(self, name)} must be at least 1.")
-        for name in ("alpha", "min_length", "max_length", "no_repeat_ngram", "top_k"):
+        for name in ("alpha", "min_length", "no_repeat_ngram", "top_k"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--search.{name}={getattr(self, name)} must be 0 or more.")
         if self.temperature <= 0:

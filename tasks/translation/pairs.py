@@ -69,6 +69,10 @@ class TextPairs:
             raise ValueError("train names corpora and valid none: name the corpora to validate on, --data.valid.")
         if not self.train and (self.valid or self.test):
             raise ValueError("valid or test name corpora and train none: name the corpora to train on, --data.train.")
+        if self.window < 1:
+            raise ValueError(f"window={self.window} sorts nothing: choose --data.window 1 or more; 50000 is usual.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} is negative: choose --data.seed 0 or more.")
         if self.tokens <= self.filter.max_length:
             raise ValueError(
                 f"tokens={self.tokens} holds no pair of filter.max_length={self.filter.max_length} pieces and an end "

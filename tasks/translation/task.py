@@ -32,6 +32,12 @@ class LossConfig:
     r_drop: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): two passes with different dropout should agree; costs a second pass."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"--loss.smoothing={self.smoothing} is no share: choose 0 or more, and less than 1.")
+        if not self.r_drop >= 0:
+            raise ValueError(f"--loss.r_drop={self.r_drop} must be 0 or more: 0 is off, 5 is usual.")
+
 
 class Batch(NamedTuple):
     """A micro-batch, padded on the right; `labels` has one entry per real target position and none for padding."""

@@ -110,15 +110,22 @@ class Translator:
 
         Raises InputError where a prefix is longer than its translation may become.
         """
+        if isinstance(sentences, str):
+            raise ValueError(
+                "one sentence is given where several are expected: call the translator itself, or pass a list."
+            )
+        if prefixes is not None and len(prefixes) != len(sentences):
+            raise ValueError(f"{len(prefixes)} prefixes for {len(sentences)} sentences: give one for each, or none.")
         pieces = [self._cut(*pair) for pair in zip(sentences, self.source.encode_all(sentences), strict=True)]
         forced = [[] for _ in pieces]
         if prefixes is not None:
             forced = self.target.encode_all(prefixes)
             for prefix, begin, source in zip(prefixes, forced, pieces, strict=True):
                 if len(begin) > (most := longest_translation(len(source) + 1, self.search)):
+                    remedy = ", or raise --search.max_length" if most == self.search.max_length else ""
                     raise InputError(
                         f"the prefix {prefix!r:.60} has {len(begin)} pieces, and its translation may get {most}: "
-                        "shorten it, or raise --search.max_length."
+                        f"shorten it{remedy}."
                     )
         return [
             [Translated(self.target.decode(ids), *scores) for ids, *scores in hypotheses]
@@ -182,6 +189,8 @@ class Translator:
 
         With several models it is that of the first.
         """
+        if len(sources) != len(targets):
+            raise ValueError(f"{len(targets)} translations of {len(sources)} sentences: give as many.")
         pieces = self.source.encode_all(list(sources)), self.target.encode_all(list(targets))
         results = [0.0] * len(sources)
         for rows in self._batches(range(len(results)), *pieces):

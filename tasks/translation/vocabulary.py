@@ -65,6 +65,8 @@ class VocabularyConfig:
             )
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"--data.vocabulary.dropout={self.dropout}: give a number from 0 to 1, for example 0.1.")
+        if spelt := [symbol for symbol in self.symbols if re.fullmatch("<0x[0-9A-F]{2}>", symbol)]:
+            raise ValueError(f"--data.vocabulary.symbols={spelt} are pieces for bytes: choose other names.")
         pieces = [*SPECIAL_PIECES, *self.symbols]
         if "" in pieces or len(set(pieces)) < len(pieces):
             raise ValueError(

@@ -103,6 +103,17 @@ def test_a_folder_of_another_name_is_no_checkpoint_to_average(tmp_path):
     assert "averaged (last 2)" in candidates(run, config)
 
 
+def test_a_broken_checkpoint_is_left_out_unless_it_is_the_last(tmp_path, caplog):
+    _, run, config = trained(tmp_path)
+    run.state.progress.best = [(0.0, 8)]
+    (tmp_path / "checkpoints" / "step-00000008" / "model.safetensors").write_bytes(b"")
+    assert list(candidates(run, config)) == ["last"]
+    assert "the weights 'best' are left out: " in caplog.text and "averaged (last 2)" in caplog.text
+    (tmp_path / "checkpoints" / "step-00000009" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="step-00000009 cannot be used"):
+        candidates(run, config)
+
+
 def test_the_same_checkpoint_is_not_tried_twice(tmp_path):
     _, run, config = trained(tmp_path, average=0)
     run.state.progress.best = [(0.0, 9)]

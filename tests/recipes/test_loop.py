@@ -472,7 +472,24 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path,
 
 def test_a_metric_to_monitor_that_is_not_reported_is_named_with_those_that_are(tmp_path):
     with pytest.raises(InputError, match="--train.monitor bleu is not reported: choose among exact"):
-        Toy(tmp_path, monitor="bleu", evaluate_every=1).train()
+        Toy(tmp_path, monitor="bleu").train()
+    toy = Toy(tmp_path).train()
+    assert min(toy.metrics("train/loss")) == 1 and toy.metrics("train/lr")[4]
+    assert toy.run.state.progress.best[0][1] > 3
+
+
+def test_a_start_that_failed_leaves_nothing_that_another_would_find(tmp_path):
+    class Keeping(Reverse):
+        def prepare(self, folder: Path) -> None:
+            super().prepare(folder)
+            (folder / "vocabulary").write_text("of these settings")
+
+    (tmp_path / "notes.txt").write_text("mine")
+    toy = Toy(tmp_path, start_from=str(tmp_path / "nothing.safetensors"))
+    with pytest.raises(InputError, match="nothing.safetensors does not exist"):
+        toy.train(Keeping(STRINGS, BLOCK, 1))
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", ".lock"}
+    assert Toy(tmp_path, seed=5).train().steps()[-1] == 7
 
 
 @pytest.mark.parametrize(
@@ -483,6 +500,8 @@ def test_a_metric_to_monitor_that_is_not_reported_is_named_with_those_that_are(t
         ({"average": 3, "keep_last": 2}, "--train.average 3 needs as many checkpoints, and --train.keep_last 2"),
         ({"average": 3, "average_of": "best"}, "--train.keep_best 1 keeps fewer"),
         ({"ema": 1.0}, "--train.ema 1.0 is a decay"),
+        ({"betas": (0.9, 1.5)}, r"--train.betas \[0.9, 1.5\] are decays"),
+        ({"eps": -1.0}, "--train.eps -1.0 must be 0 or more"),
         ({"cuda_graphs": True}, "--train.cuda_graphs records a compiled model: add --train.compile"),
     ],
 )

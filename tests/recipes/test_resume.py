@@ -266,7 +266,9 @@ def test_that_translator_did_cut_its_sentences_anew_in_each_epoch(translator, mo
 
 def test_metrics_forget_what_a_resumed_run_does_again_and_half_a_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 2, "loss": 1.5}\n{"step": 4, "loss": 1.2}\n{"step": 6, "loss": 1.1}\n{"step": 8, "lo')
+    path.write_text(
+        '{"step": 2, "loss": 1.5}\n{"step": 4, "loss": 1.2}\n\0\0\0\n[]\n{"step": 6, "loss": 1.1}\n{"step": 8, "lo'
+    )
     tracker = JsonLines(path, resumed_at=4)
     tracker.log({"loss": 1.0}, step=6)
     tracker.finish()

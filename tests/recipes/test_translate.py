@@ -78,7 +78,7 @@ def pipe(monkeypatch, content: bytes) -> None:
 
 
 def test_a_pipe_whose_lines_end_at_line_feeds_alone(trained, capsys, translations, monkeypatch):
-    pipe(monkeypatch, f"{LINES[0]}\r\n\nred\rdog\u2028red\n{LINES[4]}".encode())
+    pipe(monkeypatch, f"\ufeff{LINES[0]}\r\n\nred\rdog\u2028red\n{LINES[4]}".encode())
     out = run(translate, capsys, trained.folder, "--json", "true")
     records = [json.loads(line) for line in out.split("\n")[:-1]]
     assert [record["source"] for record in records] == [LINES[0], "", "red\rdog\u2028red", LINES[4]]
@@ -141,6 +141,35 @@ def test_translations_begin_with_their_prefixes(trained, capsys, written):
     paths = written("a.en", "\n".join(LINES)), written("a.begin", "\n".join(prefixes))
     out = run(translate, capsys, trained.folder, "--input", paths[0], "--prefixes", paths[1]).split("\n")
     assert all(line.startswith(prefix) for line, prefix in zip(out, prefixes, strict=False))
+
+
+def test_a_file_takes_its_name_once_it_is_whole(trained, capsys, written, translations, tmp_path):
+    source, begins = written("a.en", "\n".join(LINES)), written("a.begin", "\n" * 4 + "Haus " * 300 + "\n\n")
+    output = written("a.de.gz", "before")
+    with pytest.raises(SystemExit) as caught:
+        run(translate, capsys, trained.folder, "--input", source, "--prefixes", begins, "--output", output)
+    assert caught.value.code == 2 and "its translation may get" in capsys.readouterr().err
+    assert gzip.decompress(output.read_bytes()) == b"before"
+    run(translate, capsys, trained.folder, "--input", source, "--output", output)
+    assert gzip.decompress(output.read_bytes()).decode().split("\n") == [*translations, ""]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.en", "a.begin", "a.de.gz"}
+
+
+@pytest.mark.parametrize("name", ["nothing/a.de", "/dev/full"])
+def test_a_file_that_cannot_be_written_is_named(trained, capsys, tmp_path, name):
+    with pytest.raises(SystemExit) as caught:
+        run(translate, capsys, trained.folder, "--text", "red dog", "--output", tmp_path / name)
+    assert caught.value.code == 2 and f"{name}: cannot be written" in capsys.readouterr().err
+
+
+def test_several_are_not_taken_for_one_nor_one_for_several(trained):
+    translator = load(trained.folder, weights=trained.folder / "model.safetensors")
+    with pytest.raises(ValueError, match="one sentence is given where several are expected"):
+        translator.translate("red dog")
+    with pytest.raises(ValueError, match="1 prefixes for 2 sentences"):
+        translator.n_best(["red", "dog"], ["rot"])
+    with pytest.raises(ValueError, match="1 translations of 2 sentences"):
+        translator.log_probabilities(["red", "dog"], ["rot"])
 
 
 def test_other_weights_and_ensembles(trained, capsys, translations):
@@ -206,6 +235,17 @@ def test_a_program_of_its_own_translates_a_pipe(trained, translations):
     done = subprocess.run(command, input="\n".join(LINES), capture_output=True, text=True, cwd=ROOT, timeout=250)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split("\n") == [*translations, ""]
+
+
+def test_who_has_read_enough_may_leave(trained):
+    command = [sys.executable, "-m", "recipes.translate", str(trained.folder)]
+    program = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert program.stdout
+    program.stdout.close()
+    program.stdout = None
+    assert program.communicate("red dog\n", timeout=250)[1] == "" and program.returncode == 0
 
 
 def test_three_lines_of_python_translate(trained):

@@ -552,3 +552,19 @@ def test_a_search_is_greedy_while_training_and_never_longer_than_asked_for(prepa
     for split in ("valid", "test"):
         prepared.predict(split, model, batch)
     assert asked == [SearchConfig(beams=1, max_length=15), SearchConfig(beams=3, max_length=15)]
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "message"),
+    [
+        (LossConfig, {"smoothing": 1.5}, "--loss.smoothing=1.5 is no share"),
+        (LossConfig, {"r_drop": -1.0}, "--loss.r_drop=-1.0 must be 0 or more"),
+        (TextPairs, {"window": 0}, "choose --data.window 1 or more"),
+        (TextPairs, {"seed": -1}, "choose --data.seed 0 or more"),
+        (SearchConfig, {"max_length": 0}, "--search.max_length=0 must be at least 1"),
+        (VocabularyConfig, {"symbols": ("<0x41>",)}, "are pieces for bytes"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(config, given, message):
+    with pytest.raises(ValueError, match=message):
+        config(**given)
