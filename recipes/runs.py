@@ -13,6 +13,7 @@ from tasks.errors import InputError
 from tasks.translation.model import make_model
 from tasks.translation.pairs import saved_vocabularies
 from tasks.translation.shortlist import Shortlist
+from tasks.translation.task import check_positions
 from tasks.translation.translator import Translator
 from tasks.translation.vocabulary import PAD
 from transformer_core.packing import Precision
@@ -36,9 +37,10 @@ def load(
 
     `weights` are .safetensors files or checkpoint folders instead of the final model; several make an ensemble.
     `precision` and `workers` are those of `Translator`; `shortlist` uses what make_shortlist has left in the folder.
-    Raises InputError where the folder is not a finished run.
+    Raises InputError where the folder is not a finished run, or has learned too few positions for the search.
     """
     folder, recipe = Path(run), recipe_of(Recipe, run)
+    check_positions(recipe.data, recipe.model, search or recipe.search)
     source, target = saved_vocabularies(recipe.data, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = []

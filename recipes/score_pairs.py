@@ -33,7 +33,11 @@ def main(recipe: Recipe) -> None:
             f"{recipe.source} has {len(source)} lines and {recipe.target} {len(target)}: they must be as many."
         )
     use_machine(0)
-    for value in load(recipe.run).log_probabilities(source, target):
+    try:
+        values = load(recipe.run).log_probabilities(source, target)
+    except ValueError as error:  # a pair is longer than the positions that were learned
+        raise InputError(f"{recipe.source} and {recipe.target}: {error}") from None
+    for value in values:
         print(f"{value:.4f}")
 
 

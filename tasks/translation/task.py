@@ -75,6 +75,18 @@ class Output(NamedTuple):
     """Pieces of the reference and an end mark."""
 
 
+def check_positions(data: TextPairs, model: TranslationConfig, search: SearchConfig) -> None:
+    """Raise InputError where sentences or translations may become longer than there are learned positions."""
+    longest = max(data.filter.max_length, search.max_length) + 1
+    learned = model.kind == "transformer" and model.block.position == "learned"
+    if learned and model.block.max_length < longest:
+        raise InputError(
+            f"--model.block.max_length {model.block.max_length} learned positions are too few for "
+            f"--data.filter.max_length {data.filter.max_length} and --search.max_length {search.max_length} pieces "
+            f"and a mark: give {longest} or more, or lower those."
+        )
+
+
 class Translation(Task[Batch]):
     """Translate sentences: data, model, loss, search and scores."""
 
@@ -94,14 +106,7 @@ class Translation(Task[Batch]):
                 "--model.tie all shares one matrix between both languages, and --data.vocabulary.joint false gives "
                 "them different pieces: choose --model.tie target, or a joint vocabulary."
             )
-        longest = max(data.filter.max_length, search.max_length) + 1
-        learned = model.kind == "transformer" and model.block.position == "learned"
-        if learned and model.block.max_length < longest:
-            raise InputError(
-                f"--model.block.max_length {model.block.max_length} learned positions are too few for "
-                f"--data.filter.max_length {data.filter.max_length} and --search.max_length {search.max_length} pieces "
-                f"and a mark: give {longest} or more, or lower those."
-            )
+        check_positions(data, model, search)
         self.data, self.model, self.loss_config, self.search, self.scores = data, model, loss, search, scores
         self.last_scores: list[Score] = []
 

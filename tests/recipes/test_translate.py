@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from recipes import average, checkpoint, make_shortlist, score_pairs, translate
 from recipes.config import launch
 from recipes.runs import load
+from tasks.errors import InputError
+from tasks.translation.translator import Translator
 from transformer_core.search import SearchConfig
 
 pytestmark = pytest.mark.usefixtures("as_in_a_new_process")
@@ -215,6 +218,23 @@ def test_scores_of_given_pairs(trained, capsys, written):
     given = [float(line) for line in out.splitlines()]
     assert given == pytest.approx(load(trained.folder).log_probabilities(sources, targets), abs=1e-4)
     assert given[0] > -3 > given[1]
+
+
+def test_more_than_the_learned_positions_is_refused(trained, capsys, written, tmp_path, monkeypatch):
+    recipe = yaml.safe_load((trained.folder / "recipe.yaml").read_text())
+    recipe["model"]["block"] |= {"position": "learned", "max_length": 300}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match="max_length 300 learned positions are too few for .* --search.max_length 400"):
+        load(tmp_path, search=SearchConfig(max_length=400))
+
+    def too_long(*given):
+        raise ValueError("position 201 is past max_length=70")
+
+    monkeypatch.setattr(Translator, "log_probabilities", too_long)
+    paths = written("a.en", "red"), written("a.de", "rot")
+    with pytest.raises(SystemExit) as caught:
+        run(score_pairs, capsys, trained.folder, "--source", paths[0], "--target", paths[1])
+    assert caught.value.code == 2 and "a.de: position 201 is past" in capsys.readouterr().err
 
 
 def test_the_average_is_that_of_the_last_checkpoints(trained, capsys, tmp_path, translations):
