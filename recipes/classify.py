@@ -45,9 +45,11 @@ def main(recipe: Recipe) -> None:
 
 
 def image_paths(path: Path) -> list[Path]:
-    """Return the file, or the images below the folder. Raises InputError where there are none."""
+    """Return the file, or the images below the folder that are not hidden. Raises InputError where there are none."""
     if path.is_dir():
-        paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        shown = (file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts))
+        paths = sorted(shown)
         if not paths:
             raise InputError(f"{path} holds no images ({', '.join(SUFFIXES)}): name another folder, or a file.")
         return paths

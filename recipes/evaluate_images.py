@@ -55,14 +55,17 @@ def main(recipe: Recipe) -> None:
         raise InputError("--split train: training images are shuffled and augmented; choose valid or test.")
     if recipe.split not in task.images.sizes:
         raise InputError(f"{recipe.run} has no {recipe.split} images: choose --split {' or '.join(task.images.sizes)}.")
+    folder = Path(recipe.output or recipe.run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder} can be no folder ({error.strerror}): choose another.") from None
     found = predict(task, classifier.model, recipe.split, task.plan(recipe.split, 0), classifier.device)
     predictions, classes = [prediction for _, prediction in found], classifier.classes
     scores = Table("", recipe.split, title=f"{len(predictions):,} images")
     for name, value in task.measure(recipe.split, predictions).items():
         scores.add_row(name, number(value))
     console().print(scores, class_table(predictions, classes))
-    folder = Path(recipe.output or recipe.run)
-    folder.mkdir(parents=True, exist_ok=True)
     draw_confusion(confusion_matrix(predictions, classes), classes, folder / "confusion.png")
     worst = worst_mistakes(predictions, recipe.mistakes)
     images = [task.images.image(recipe.split, row) for row in worst]

@@ -53,6 +53,8 @@ def keys(task: Task[Any], *, accumulate: int, epoch: int, window: int, rank: int
     """
     while True:
         plan = task.plan("train", epoch)
+        if not plan:
+            raise InputError("the training data hold no example: give more, or drop fewer.")
         windows = [plan[begin : begin + accumulate] for begin in range(0, len(plan), accumulate)]
         for index in range(window, len(windows)):
             batches = windows[index]

@@ -54,7 +54,7 @@ MAY_CHANGE = (
     "tensorboard",
 )
 """Settings of training that a run may be continued with although they differ from those it began with."""
-NOT_TRAINING = ("expected.", "scores.", "search.", "data.folder", "data.keep", "data.on_device")
+NOT_TRAINING = ("expected.", "scores.", "search.", "data.folder", "data.keep", "data.on_device", "data.test_fonts")
 """Beginnings of further settings that change nothing in training."""
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others, which may prepare data; where one dies, the launcher ends them all."""

@@ -21,7 +21,8 @@ from recipes.pictures import save_picture
 from recipes.train_recognition import Recipe as Training
 from recipes.train_recognition import make_task
 from recipes.weights import load_weights
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
+from tasks.image_classification.decode import read_image
 from tasks.text_recognition.lines import fit
 from tasks.text_recognition.task import TextRecognition
 
@@ -52,7 +53,10 @@ class TextReader:
         """Load the model of a run folder, on the GPU if there is one; InputError where it is not a finished run."""
         recipe, folder = recipe_of(Training, run), Path(run)
         self.data, self.task = recipe.data, TextRecognition(recipe.data, recipe.model, recipe.search, ())
-        self.task.restore(folder)
+        try:
+            self.task.restore(folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} is no whole run of train_recognition: {one_line(error)}.") from None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self.task.build()
         load_weights(self.model, Path(weights or folder / MODEL))
@@ -93,10 +97,10 @@ def open_images(paths: Sequence[Path]) -> dict[str, Image.Image]:
 def open_image(path: Path) -> Image.Image:
     """Return a decoded image. Raises InputError where there is none."""
     try:
-        with Image.open(path) as image:
-            return image.copy()
-    except OSError:
-        raise InputError(f"{path} is no image that Pillow can read: name another file.") from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): name another file.") from None
+    return to_pil_image(read_image(data, channels=3, name=str(path), max_pixels=100_000_000))
 
 
 def draw(images: Sequence[Image.Image], texts: Sequence[str], path: Path) -> None:

@@ -29,6 +29,16 @@ class Recipe:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(monitor="cer"))
     expected: Expected = field(default_factory=Expected)
 
+    def __post_init__(self) -> None:
+        size, patch, longest = self.data.size, self.model.patch_size, self.data.longest
+        if any(side % part for side, part in zip(size, patch, strict=True)):
+            raise ValueError(f"--data.size {list(size)} cannot be cut into --model.patch_size {list(patch)}.")
+        if not self.data.dataset and self.search.max_length < longest:
+            raise ValueError(
+                f"--search.max_length {self.search.max_length} ends before the {longest} characters of --data.longest: "
+                "raise it."
+            )
+
 
 def main(recipe: Recipe) -> None:
     """Train, then choose the final weights."""

@@ -82,6 +82,7 @@ class AugmentConfig:
         _check("mix", self.mix, 0 <= self.mix <= 1, "a share, 0 to 1")
         _check("repeats", self.repeats, self.repeats >= 1, "1 for none, or more; 3 is usual")
         _check("grow_epochs", self.grow_epochs, self.grow_epochs >= 0, "0 for none, or more")
+        _check("start_size", self.start_size, min(self.start_size or (1,)) >= 1, "1 or more pixels on each side")
         both = (self.start_size is None) == (self.grow_epochs == 0)
         _check("start_size", self.start_size, both, "it together with grow_epochs, or neither")
 

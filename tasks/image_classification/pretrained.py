@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.image_classification.layouts import detect_layout
 from tasks.image_classification.vit import VisionTransformer
 from transformer_core import resize_grid
@@ -134,14 +133,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except pickle.UnpicklingError:
+        reason = "it is no file of torch.save, or holds more than tensors; save the model's state_dict() alone"
+        raise InputError(f"--pretrained.path {path} cannot be read as weights: {reason}.") from None
+    except Exception as error:  # of many kinds, KeyError and IndexError among them; all of them concern the file
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"--pretrained.path {path} cannot be read as weights: {reason}") from None
     for key in ("state_dict", "model", "model_ema"):
         saved = saved.get(key, saved) if isinstance(saved, dict) else saved
-    if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+    named: dict[str, Tensor] = saved if isinstance(saved, dict) else {"": saved}
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in named.items()):
         raise InputError(f"--pretrained.path {path} holds no state dict: save the model's state_dict() alone.")
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in saved.items()}
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in named.items()}
 
 
 def _positions(

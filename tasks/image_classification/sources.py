@@ -122,11 +122,20 @@ def _open_folder(folder: Path) -> Source:
 
 
 def _list_images(folder: Path) -> list[str]:
-    found = []
+    found, seen = [], set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder that has been walked
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         shown = [name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
         found += [os.path.join(place, name) for name in shown]
+    for path in found:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path!r}: the name is not UTF-8: rename it.") from None
     return sorted(found)
 
 

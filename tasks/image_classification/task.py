@@ -112,6 +112,8 @@ class ImageClassification(Task[Batch]):
     def prepare(self, folder: Path) -> None:
         """Open the images and keep the names of the classes in the run folder."""
         self.images = LabelledImages(self.data, folder)
+        if len(self.images.classes) < 2:
+            raise InputError(f"all training images are of one class, {self.images.classes[0]}: give two, or more.")
         if self.data.on_device:
             read, count = partial(self.images.image, "train"), self.images.sizes["train"]
             self.resident = ResidentImages(read, count, self.augment, self.transform, self.model.image_size)

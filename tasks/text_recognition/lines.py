@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tasks.errors import InputError, one_line
 from tasks.task import Split
-from tasks.text_recognition.render import able, cut, find_fonts, render
+from tasks.text_recognition.render import able, check_fonts, cut, find_fonts, render
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +59,13 @@ class TextImages:
     seed: int = 1
     """What is drawn, and the order of a data set."""
 
+    def __post_init__(self) -> None:
+        for name in ("longest", "lines", "held_out", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--data.{name}={getattr(self, name)}: choose 1 or more.")
+        if self.channels not in (1, 3) or min(self.size) < 1 or self.seed < 0:
+            raise ValueError("--data.channels is 1 or 3, --data.size two numbers from 1 on, --data.seed 0 or more.")
+
 
 class Lines:
     """The splits of `TextImages`, opened: `count` examples each, images of (channels, height, width) in uint8."""
@@ -80,6 +87,8 @@ class Lines:
         self.characters = sorted({char for line in self.text["train"] for char in line} | {" "})
         fonts = find_fonts(config.fonts)
         self.fonts = {"train": fonts, "valid": fonts, "test": find_fonts(config.test_fonts)}
+        for split, lines in self.text.items():
+            check_fonts(self.fonts[split], lines)
         self.count = {"train": config.lines, "valid": held_out, "test": held_out}
 
     def example(self, split: Split, row: int, epoch: int) -> tuple[Tensor, str]:

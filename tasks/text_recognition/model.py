@@ -33,6 +33,10 @@ class ReaderConfig:
     patch_size: tuple[int, int] = (32, 4)
     """Height and width of a patch in pixels."""
 
+    def __post_init__(self) -> None:
+        if min(self.encoder_depth, self.decoder_depth, *self.patch_size) < 1:
+            raise ValueError("--model.encoder_depth, decoder_depth and both sides of patch_size are 1 or more.")
+
 
 class Reader(nn.Module):
     """An image in, for each position of its text the factors of the logits out."""

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from fontTools.ttLib import TTFont
+from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 
 
 def cut(text: str, longest: int, draw: random.Random) -> str:
@@ -43,12 +43,22 @@ def find_fonts(names: Sequence[str]) -> list[Path]:
         package, _, pattern = name.partition(":")
         spec = None if Path(name).exists() or not package.isidentifier() else find_spec(package)
         folders = [Path(name)] if spec is None else map(Path, spec.submodule_search_locations or [])
-        files = [path for folder in folders for path in sorted(folder.rglob(pattern or "*.[ot]tf"))]
+        files = [path for folder in folders for path in sorted(folder.rglob(pattern.lstrip("/") or "*.[ot]tf"))]
         files = [Path(name)] if Path(name).is_file() else files
         if not files:
             raise InputError(f"{name}: no fonts there: give a font file, a folder of them, or package:pattern.")
         found += files
+    if not found:
+        raise InputError("no fonts are named: give data.fonts and data.test_fonts one each, or more.")
     return found
+
+
+def check_fonts(fonts: Sequence[Path], lines: Sequence[str]) -> None:
+    """Raise InputError for a line that no font can write as a whole, before anything is trained."""
+    for line in lines:
+        text = " ".join(line.split())
+        if not any(_characters(font).issuperset(text) for font in fonts):
+            able(fonts, text)
 
 
 def able(fonts: Sequence[Path], text: str) -> list[Path]:
@@ -61,8 +71,11 @@ def able(fonts: Sequence[Path], text: str) -> list[Path]:
 
 @cache
 def _characters(font: Path) -> set[str]:
-    with TTFont(font, lazy=True) as opened:
-        return {chr(code) for code in opened.getBestCmap() or ()}
+    try:
+        with font.open("rb") as file, TTFont(file, lazy=True) as opened:
+            return {chr(code) for code in opened.getBestCmap() or ()}
+    except (TTLibError, OSError) as error:
+        raise InputError(f"{font} cannot be read as a font ({one_line(error)}): take it out, or replace it.") from None
 
 
 @cache

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tasks.errors import InputError
 from tasks.task import Loss, Split, Task
 from tasks.text_recognition.lines import Lines, TextImages
 from tasks.text_recognition.model import BOS, EOS, PAD, UNKNOWN, Reader, ReaderConfig
@@ -46,6 +47,8 @@ class TextRecognition(Task[Batch]):
         if not path.exists():
             path.write_text(json.dumps(self.lines.characters), encoding="utf-8")
         self.restore(folder)
+        if self.names[4:] != self.lines.characters:
+            raise InputError(f"{path}: the run began with other text: give it back, or start a new run.")
 
     def restore(self, folder: Path) -> None:
         """Take the characters that a run folder keeps, which is all that reading needs."""

@@ -85,7 +85,9 @@ def test_an_image_gets_a_line_with_its_likeliest_class(run, photos, say):
 
 
 def test_the_images_of_a_folder_come_at_any_depth_in_the_order_of_their_paths(run, photos, say):
+    (photos / ".hidden.png").write_bytes(b"")
     lines = [line.split("\t")[0] for line in say(run, photos)]
+    (photos / ".hidden.png").unlink()
     assert lines == [str(photos / path) for path in ("a.png", "b/10.JPG", "b/9.png", "b/c/deep.png", "z.gif")]
 
 

@@ -349,6 +349,12 @@ def test_the_moving_average_is_lent_to_the_model_and_taken_back():
     assert_close(model.weight.detach(), own + 1, rtol=0, atol=0)
 
 
+def test_a_plan_without_examples_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Reverse, "plan", lambda task, split, epoch: [])
+    with pytest.raises(InputError, match="the training data hold no example"):
+        Toy(tmp_path).train()
+
+
 def test_a_recorded_graph_takes_one_micro_batch_an_update_and_process():
     check_sharing(Accelerator(), 1, graphs=True)
     check_sharing(Accelerator(), 2, graphs=False)

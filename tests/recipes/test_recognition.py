@@ -6,9 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from children import run
 from PIL import Image
+
+from recipes import train_recognition
+from recipes.config import read, write_config
+from recipes.read_text import TextReader, open_image
+from tasks.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/new_task.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -38,10 +44,50 @@ def test_the_walk_runs_and_its_model_reads(tmp_path):
         assert drawn.width > 100
     white.write_text("no image")
     wrong = run("recipes.read_text", [trained, f"--images={white}"], tmp_path / "log")
-    assert wrong.codes == [2] and wrong.text.strip().count("\n") == 0 and "white.png is no image" in wrong.text
+    assert wrong.codes == [2] and wrong.text.strip().count("\n") == 0 and "white.png: no image" in wrong.text
 
 
 def test_a_font_that_is_not_there_is_one_line(tmp_path):
     given = ["--data.fonts=['nowhere.ttf']", f"--train.out={tmp_path / 'run'}"]
     done = run("recipes.train_recognition", given, tmp_path / "log")
     assert done.codes == [2] and "nowhere.ttf: no fonts there" in done.text and "Traceback" not in done.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--data.size=[30,250]", "--data.size [30, 250] cannot be cut into --model.patch_size [32, 4]"),
+        ("--data.longest=70", "--search.max_length 64 ends before the 70 characters of --data.longest"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(setting, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        read(train_recognition.Recipe, [setting])
+
+
+def test_images_are_read_as_they_are_seen(tmp_path):
+    grey = np.full((20, 60), 230, dtype=np.uint8)
+    grey[5:15, 10:30] = 20
+    image = Image.fromarray(grey)
+    image.save(tmp_path / "plain.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    clear = Image.new("RGBA", image.size)
+    clear.paste((0, 0, 0, 255), (10, 5, 30, 15))
+    clear.save(tmp_path / "clear.png")
+    turned, exif = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    plain, sixteen, clear, turned = (
+        np.asarray(open_image(tmp_path / f"{name}.png").convert("L")).astype(int)
+        for name in ("plain", "sixteen", "clear", "turned")
+    )
+    assert np.abs(plain - grey).max() <= 1 and np.abs(sixteen - grey).max() <= 1 and np.abs(turned - grey).max() <= 1
+    assert clear[0, 0] == 255 and clear[10, 20] == 0
+    with pytest.raises(InputError, match="nothing.png cannot be read"):
+        open_image(tmp_path / "nothing.png")
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path):
+    write_config(train_recognition.Recipe(), tmp_path / "recipe.yaml")
+    with pytest.raises(InputError, match="is no whole run of train_recognition"):
+        TextReader(tmp_path)

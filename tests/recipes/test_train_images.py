@@ -468,8 +468,11 @@ def test_pretrained_weights_that_cannot_be_used(refusal, trained, tmp_path):
         (tmp_path / name).write_text("no weights\nat all")
         message = refusal("--pretrained.path", tmp_path / name)
         assert f"--pretrained.path {tmp_path / name} cannot be read as weights" in message
-    torch.save([1, 2], tmp_path / "list.pth")
-    assert "holds no state dict" in refusal("--pretrained.path", tmp_path / "list.pth")
+    (tmp_path / "empty.pth").touch()
+    assert "empty.pth cannot be read as weights" in refusal("--pretrained.path", tmp_path / "empty.pth")
+    for name, saved in {"list": [1, 2], "number": {"model": {1: torch.zeros(3)}}}.items():
+        torch.save(saved, tmp_path / f"{name}.pth")
+        assert "holds no state dict" in refusal("--pretrained.path", tmp_path / f"{name}.pth")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     assert "none of the known layouts" in refusal("--pretrained.path", tmp_path / "other.safetensors")
     own = ["--pretrained.path", trained.folder / "model.safetensors"]

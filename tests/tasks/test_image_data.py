@@ -130,6 +130,19 @@ def test_a_class_and_a_folder_in_it_may_be_links(tmp_path):
     assert content(read(tmp_path, ImageSource(folder=str(tmp_path / "part")))) == expected
 
 
+def test_a_link_to_a_folder_around_it_is_not_walked_again(tmp_path):
+    animals(tmp_path / "data")
+    (tmp_path / "data" / ANIMALS[0] / "self").symlink_to(tmp_path / "data" / ANIMALS[0])
+    data = read(tmp_path, ImageSource(folder=str(tmp_path / "data")))
+    assert data.sizes["train"] == 9
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    data = animals(tmp_path / "data")
+    save(tmp_path / "data" / ANIMALS[0] / os.fsdecode(b"caf\xe9.png"), 1)
+    assert "the name is not UTF-8" in refusal(tmp_path, data)
+
+
 def test_relative_paths_start_in_the_folder_and_the_home_folder_has_its_sign(tmp_path, monkeypatch):
     animals(tmp_path / "zoo")
     parquet(tmp_path / "train.parquet", ["cat"])

@@ -461,3 +461,16 @@ def test_settings_that_do_not_go_together_are_refused_before_data_are_read_unles
     with pytest.raises(InputError, match=words):
         make(**change)
     assert (tmp_path / "run").exists() == ("images, 11" in words)
+
+
+def test_one_class_cannot_be_told_from_others(tmp_path):
+    (tmp_path / "train").mkdir()
+    for number in range(4):
+        (tmp_path / "train" / "ant").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 12)).save(tmp_path / "train" / "ant" / f"{number}.png")
+    data = Images(
+        folder=str(tmp_path), train=[ImageSource(folder="train")], valid=[ImageSource(folder="train")], batch=2
+    )
+    task = ImageClassification(data, MODEL, STILL, TransformConfig(), LossConfig())
+    with pytest.raises(InputError, match="all training images are of one class, ant"):
+        task.prepare(tmp_path / "run")

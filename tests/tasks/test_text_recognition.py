@@ -95,6 +95,37 @@ def test_a_text_that_is_too_short_or_missing_is_one_clear_line(tmp_path):
         Lines(TextImages(**SMALL, text=str(tmp_path / "none.txt")), [])
 
 
+def test_a_line_that_no_font_can_write_is_told_before_training(tmp_path):
+    for place in (0, -1):  # in one split or another
+        with pytest.raises(InputError, match="no font has all characters of 'odd \U0001f9ff'"):
+            Lines(TextImages(**SMALL), [*CORPUS[:place], "odd \U0001f9ff", *CORPUS[place:]])
+    (tmp_path / "junk.ttf").write_text("no font")
+    with pytest.raises(InputError, match="junk.ttf cannot be read as a font"):
+        Lines(TextImages(**{**SMALL, "fonts": [str(tmp_path / "junk.ttf")]}), CORPUS)
+    with pytest.raises(InputError, match="no fonts are named"):
+        Lines(TextImages(**{**SMALL, "fonts": []}), CORPUS)
+
+
+def test_a_run_keeps_to_the_characters_it_began_with(task, tmp_path):
+    other = TextRecognition(task.data, task.model, task.search, [line.upper() for line in CORPUS])
+    with pytest.raises(InputError, match="characters.json: the run began with other text"):
+        other.prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        *((TextImages, given) for given in ({"longest": 0}, {"lines": 0}, {"held_out": 0}, {"batch": 0})),
+        *((TextImages, given) for given in ({"channels": 2}, {"size": (0, 256)}, {"seed": -1})),
+        *((ReaderConfig, given) for given in ({"encoder_depth": 0}, {"decoder_depth": 0}, {"patch_size": (0, 4)})),
+    ],
+)
+def test_sizes_that_mean_nothing_are_refused(config, given):
+    ((name, _),) = given.items()
+    with pytest.raises(ValueError, match=name):
+        config(**given)
+
+
 def test_a_batch_says_what_follows_each_character(task):
     batch = task.batch("train", [4, 0, 9], 0)
     assert batch.images.shape == (3, 1, 32, 256) and task.targets(batch) == sum(len(text) + 1 for text in batch.texts)
