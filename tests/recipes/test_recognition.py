@@ -91,3 +91,9 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     write_config(train_recognition.Recipe(), tmp_path / "recipe.yaml")
     with pytest.raises(InputError, match="is no whole run of train_recognition"):
         TextReader(tmp_path)
+
+
+def test_the_fonts_can_write_the_embedded_corpus(tmp_path):
+    task = train_recognition.make_task(train_recognition.Recipe())
+    task.prepare(tmp_path)
+    assert len(task.corpus) > 9000 and set(task.names[4:]) == set("".join(task.corpus))
