@@ -18,7 +18,6 @@ from tasks.text_recognition.task import ReaderConfig, TextRecognition
 from tasks.translation.locale_corpus import locale_pairs
 from transformer_core.search import SearchConfig
 
-
 RARE = frozenset("₩₹")
 """Signs of the embedded corpus that fonts may lack, those of the test among them."""
 

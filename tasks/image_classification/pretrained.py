@@ -61,7 +61,8 @@ def fit_pretrained(model: nn.Module, tensors: Mapping[str, Tensor], *, grid: tup
             said.append(f"{name} starts at zero: the file has {found}, the model {list(own[name].shape)}")
             named[name] = own[name]
     if "position" in named and isinstance(model, VisionTransformer) and "position" in own:
-        named["position"] = _positions(model, named, grid, said)
+        foreign = bool(detect_layout(tensors))
+        named["position"] = _positions(model, named["position"], grid, foreign, said)
     for name in [name for name in own if name.endswith("position.weight") and name in named]:
         named[name] = _window_table(named[name], own[name], name, said)
     problems = [f"{name} is missing" for name in own if name not in named]
@@ -148,16 +149,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _positions(
-    model: VisionTransformer, named: Mapping[str, Tensor], grid: tuple[int, int] | None, said: list[str]
+    model: VisionTransformer, table: Tensor, grid: tuple[int, int] | None, foreign: bool, said: list[str]
 ) -> Tensor:
-    """Stretch learned positions to the grid of the model; those of the tokens before the patches stay."""
-    table, places = named["position"], model.grid[0] * model.grid[1]
+    """Stretch learned positions to the grid of the model; those of the tokens before the patches stay.
+
+    A grid that is not given is square where that can be; of our own models it is that of the model, if as large.
+    """
     prefix = model.config.prefix * model.config.position_of_prefix
-    if len(table) == prefix + places and grid in (None, model.grid):
+    places = len(table) - prefix
+    side, fits = math.isqrt(places), places == model.grid[0] * model.grid[1]
+    old = grid or (model.grid if fits and not (foreign and side**2 == places) else (side, side))
+    if old == model.grid and fits:
         return table
-    side = math.isqrt(len(table) - prefix)
-    old = grid or (side, side)
-    if prefix + old[0] * old[1] != len(table):
+    if old[0] * old[1] != places:
         raise InputError(
             f"the pretrained weights have {len(table)} positions, not {prefix} and a grid of {list(old)}: give the "
             "grid they were trained on, --pretrained.grid."

@@ -282,6 +282,14 @@ def test_positions_are_stretched_to_another_resolution_as_timm_does():
     assert fitted.said == ["positions stretched from a grid of [4, 3] to [8, 5]"]
 
 
+def test_a_square_of_positions_is_not_taken_for_a_line_of_as_many():
+    theirs, line = timm_vit(img_size=(32, 64)), vit(size=(16, 128))
+    fitted = fit_pretrained(line, theirs.state_dict())
+    assert fitted.said == ["positions stretched from a grid of [4, 4] to [2, 8]"]
+    assert_close(fitted.tensors, fit_pretrained(line, theirs.state_dict(), grid=(4, 4)).tensors)
+    assert fit_pretrained(line, line.state_dict()).said == []
+
+
 @pytest.mark.parametrize("fields", [{}, {"position_of_prefix": False, "registers": 2}])
 def test_images_of_another_size_are_read_as_by_a_model_with_stretched_positions(fields):
     model, images = scrambled(vit(**fields)), torch.randn(2, 3, 64, 80)
