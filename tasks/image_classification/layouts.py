@@ -82,15 +82,15 @@ HUGGING_FACE_VIT: Layout = [
     (r"^embeddings\.cls_token$", "prefix#0"),
     (r"^embeddings\.distillation_token$", "prefix#1"),
     (r"^embeddings\.position_embeddings$", "position"),
-    (r"^encoder\.layer\.", "encoder.blocks."),
+    (r"^(encoder\.layer|layers)\.", "encoder.blocks."),  # in a file, and in a model since version 5
     (r"\.layernorm_before\.", ".attention_branch.norm."),
     (r"\.layernorm_after\.", ".feed_forward_branch.norm."),
-    (r"\.attention\.attention\.query\.(.*)$", r".attention.input.\1#0"),
-    (r"\.attention\.attention\.key\.(.*)$", r".attention.input.\1#1"),
-    (r"\.attention\.attention\.value\.(.*)$", r".attention.input.\1#2"),
-    (r"\.attention\.output\.dense\.", ".attention.output."),
-    (r"\.intermediate\.dense\.", ".feed_forward.wide."),
-    (r"(blocks\.\d+)\.output\.dense\.", r"\1.feed_forward.narrow."),
+    (r"\.attention\.(attention\.query|q_proj)\.(.*)$", r".attention.input.\2#0"),
+    (r"\.attention\.(attention\.key|k_proj)\.(.*)$", r".attention.input.\2#1"),
+    (r"\.attention\.(attention\.value|v_proj)\.(.*)$", r".attention.input.\2#2"),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attention.output."),
+    (r"\.(intermediate\.dense|mlp\.fc1)\.", ".feed_forward.wide."),
+    (r"(blocks\.\d+)\.(output\.dense|mlp\.fc2)\.", r"\1.feed_forward.narrow."),
     (r"^layernorm\.", "encoder.norm."),
     (r"^(classifier|cls_classifier)\.", "head."),
     (r"^distillation_classifier\.", "distillation_head."),
@@ -127,9 +127,11 @@ def detect_layout(tensors: Mapping[str, Tensor]) -> Layout:
         ("patches.projection.weight", []),
         ("features.1.0.attn.qkv.weight", TORCHVISION_SWIN),
         ("conv_proj.weight", TORCHVISION_VIT),
-        ("encoder.layer.0.attention.attention.query.weight", HUGGING_FACE_VIT),
-        ("vit.encoder.layer.0.attention.attention.query.weight", HUGGING_FACE_VIT),
-        ("deit.encoder.layer.0.attention.attention.query.weight", HUGGING_FACE_VIT),
+        *(
+            (f"{model}{name}.weight", HUGGING_FACE_VIT)
+            for model in ("", "vit.", "deit.")
+            for name in ("encoder.layer.0.attention.attention.query", "layers.0.attention.q_proj")
+        ),
         ("layers.0.downsample.reduction.weight", MICROSOFT_SWIN),
         ("layers.0.blocks.0.attn.qkv.weight", TIMM_SWIN),
         ("blocks.0.attn.qkv.weight", TIMM_VIT),

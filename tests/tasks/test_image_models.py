@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -270,6 +271,27 @@ def test_rollout_of_swin_loses_nothing_where_nothing_is_padded():
     assert shares.shape == (2, 16, 24)
     assert_close(shares.sum((1, 2)), torch.ones(2))
     assert shares.std() > 1e-5
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("kind", ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher"])
+def test_weights_of_hugging_face_give_its_logits(tmp_path, kind, saved):
+    library = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs_config = getattr(library, f"{kind[: kind.index('For')]}Config")(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=192, image_size=SIZE,
+        patch_size=PATCH, num_labels=CLASSES, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    theirs = scrambled(getattr(library, kind)(theirs_config))
+    tensors = theirs.state_dict()
+    if saved:
+        theirs.save_pretrained(tmp_path)
+        tensors = load_file(tmp_path / "model.safetensors")
+    ours = vit(distillation_token=kind.startswith("DeiT"))
+    ours.load_state_dict(fit_pretrained(ours, tensors, grid=ours.grid).tensors)
+    images = torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        expected, found = theirs(images).logits, ours(images)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_positions_are_stretched_to_another_resolution_as_timm_does():
