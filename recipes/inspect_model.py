@@ -7,6 +7,7 @@ python -m recipes.inspect_model --recipe base,my_corpus.yaml --model.block.dim 6
 Nothing is computed and no data are read. Flags with a dot are settings of the recipe.
 """
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -204,5 +205,6 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
+    gc.disable()  # all that is imported and counted lives to the end: to look for garbage in it would only take time
     own, settings = split(sys.argv[1:])
     launch(Recipe, lambda recipe: main(recipe, settings), own)
