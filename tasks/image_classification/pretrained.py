@@ -142,8 +142,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"--pretrained.path {path} cannot be read as weights: {reason}") from None
     for key in ("state_dict", "model", "model_ema"):
         saved = saved.get(key, saved) if isinstance(saved, dict) else saved
-    named: dict[str, Tensor] = saved if isinstance(saved, dict) else {"": saved}
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in named.items()):
+    named: dict[str, Tensor] = saved if isinstance(saved, dict) else {}
+    whole = all(isinstance(name, str) and isinstance(value, Tensor) for name, value in named.items())
+    if not isinstance(saved, dict) or not whole:
         raise InputError(f"--pretrained.path {path} holds no state dict: save the model's state_dict() alone.")
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in named.items()}
 

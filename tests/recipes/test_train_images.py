@@ -470,7 +470,7 @@ def test_pretrained_weights_that_cannot_be_used(refusal, trained, tmp_path):
         assert f"--pretrained.path {tmp_path / name} cannot be read as weights" in message
     (tmp_path / "empty.pth").touch()
     assert "empty.pth cannot be read as weights" in refusal("--pretrained.path", tmp_path / "empty.pth")
-    for name, saved in {"list": [1, 2], "number": {"model": {1: torch.zeros(3)}}}.items():
+    for name, saved in {"list": [1, 2], "tensor": torch.zeros(3), "number": {"model": {1: torch.zeros(3)}}}.items():
         torch.save(saved, tmp_path / f"{name}.pth")
         assert "holds no state dict" in refusal("--pretrained.path", tmp_path / f"{name}.pth")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
