@@ -76,21 +76,24 @@ TORCHVISION_VIT: Layout = [
     (r"^heads\.pre_logits\.", "representation.0."),
     (r"^heads\.head\.", "head."),
 ]
+HUGGING_FACE_BLOCK: Layout = [  # names in a file, and in a model since version 5
+    (r"\.layernorm_before\.", ".attention_branch.norm."),
+    (r"\.layernorm_after\.", ".feed_forward_branch.norm."),
+    (r"\.attention\.((attention|self)\.query|q_proj)\.(.*)$", r".attention.input.\3#0"),
+    (r"\.attention\.((attention|self)\.key|k_proj)\.(.*)$", r".attention.input.\3#1"),
+    (r"\.attention\.((attention|self)\.value|v_proj)\.(.*)$", r".attention.input.\3#2"),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attention.output."),
+    (r"\.(intermediate\.dense|mlp\.fc1)\.", ".feed_forward.wide."),
+    (r"\.(output\.dense|mlp\.fc2)\.", ".feed_forward.narrow."),
+]
 HUGGING_FACE_VIT: Layout = [
     (r"^(vit|deit)\.", ""),
     (r"^embeddings\.patch_embeddings\.", "patches."),
     (r"^embeddings\.cls_token$", "prefix#0"),
     (r"^embeddings\.distillation_token$", "prefix#1"),
     (r"^embeddings\.position_embeddings$", "position"),
-    (r"^(encoder\.layer|layers)\.", "encoder.blocks."),  # in a file, and in a model since version 5
-    (r"\.layernorm_before\.", ".attention_branch.norm."),
-    (r"\.layernorm_after\.", ".feed_forward_branch.norm."),
-    (r"\.attention\.(attention\.query|q_proj)\.(.*)$", r".attention.input.\2#0"),
-    (r"\.attention\.(attention\.key|k_proj)\.(.*)$", r".attention.input.\2#1"),
-    (r"\.attention\.(attention\.value|v_proj)\.(.*)$", r".attention.input.\2#2"),
-    (r"\.attention\.(output\.dense|o_proj)\.", ".attention.output."),
-    (r"\.(intermediate\.dense|mlp\.fc1)\.", ".feed_forward.wide."),
-    (r"(blocks\.\d+)\.(output\.dense|mlp\.fc2)\.", r"\1.feed_forward.narrow."),
+    (r"^(encoder\.layer|layers)\.", "encoder.blocks."),
+    *HUGGING_FACE_BLOCK,
     (r"^layernorm\.", "encoder.norm."),
     (r"^(classifier|cls_classifier)\.", "head."),
     (r"^distillation_classifier\.", "distillation_head."),
@@ -107,6 +110,18 @@ TIMM_SWIN: Layout = [
     *((rf"^layers\.{stage + 1}\.downsample\.", f"mergings.{stage}.") for stage in range(8)),
     *MICROSOFT_SWIN[:-1],
     (r"^head\.fc\.", "head."),
+]
+HUGGING_FACE_SWIN: Layout = [
+    (r"^swin\.", ""),
+    (r"^embeddings\.patch_embeddings\.", "patches."),
+    (r"^embeddings\.norm\.", "patch_norm."),
+    (r"^encoder\.layers\.(\d+)\.blocks\.", r"stages.\1."),
+    (r"^encoder\.layers\.(\d+)\.downsample\.", r"mergings.\1."),
+    (r"\.(self|relative_position_bias)\.relative_position_bias_table$", ".position.weight"),
+    *HUGGING_FACE_BLOCK,
+    (r"\.attention\.", ".attention.attention."),
+    (r"^layernorm\.", "norm."),
+    (r"^classifier\.", "head."),
 ]
 TORCHVISION_SWIN: Layout = [
     (r"^features\.0\.0\.", "patches.projection."),
@@ -132,6 +147,11 @@ def detect_layout(tensors: Mapping[str, Tensor]) -> Layout:
             for model in ("", "vit.", "deit.")
             for name in ("encoder.layer.0.attention.attention.query", "layers.0.attention.q_proj")
         ),
+        *(
+            (f"{model}encoder.layers.0.blocks.0.attention.{name}.weight", HUGGING_FACE_SWIN)
+            for model in ("", "swin.")
+            for name in ("self.query", "q_proj")
+        ),
         ("layers.0.downsample.reduction.weight", MICROSOFT_SWIN),
         ("layers.0.blocks.0.attn.qkv.weight", TIMM_SWIN),
         ("blocks.0.attn.qkv.weight", TIMM_VIT),
@@ -141,6 +161,6 @@ def detect_layout(tensors: Mapping[str, Tensor]) -> Layout:
             return layout
     names = ", ".join(sorted(tensors)[:3])
     raise InputError(
-        f"the pretrained weights ({names}, ...) have none of the known layouts: ViT or DeiT of timm, torchvision or "
-        "Hugging Face, Swin of Microsoft, timm or torchvision, or a model of ours."
+        f"the pretrained weights ({names}, ...) have none of the known layouts: ViT, DeiT or Swin of timm, torchvision "
+        "or Hugging Face, Swin of Microsoft, or a model of ours."
     )

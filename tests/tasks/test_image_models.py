@@ -276,19 +276,30 @@ def test_rollout_of_swin_loses_nothing_where_nothing_is_padded():
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("kind", ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher"])
 def test_weights_of_hugging_face_give_its_logits(tmp_path, kind, saved):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
+    fields = sizes | {"image_size": SIZE, "patch_size": PATCH, "layer_norm_eps": 1e-6}
+    ours = vit(distillation_token=kind.startswith("DeiT"))
+    check_hugging_face(kind, fields, ours, SIZE, tmp_path if saved else None)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("size", [(64, 96), (32, 32)])
+def test_weights_of_hugging_face_swin_give_its_logits(tmp_path, size, saved):
+    fields = {"image_size": size, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    check_hugging_face("SwinForImageClassification", fields, swin(), size, tmp_path if saved else None)
+
+
+def check_hugging_face(kind: str, fields: dict, ours: nn.Module, size, saved) -> None:
+    """Compare with a model of random weights; `saved` is a folder for its file, whose names are others."""
     library = pytest.importorskip("transformers", reason="transformers is not installed")
-    theirs_config = getattr(library, f"{kind[: kind.index('For')]}Config")(
-        hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=192, image_size=SIZE,
-        patch_size=PATCH, num_labels=CLASSES, layer_norm_eps=1e-6,
-    )  # fmt: skip
-    theirs = scrambled(getattr(library, kind)(theirs_config))
+    config = getattr(library, f"{kind[: kind.index('For')]}Config")(num_labels=CLASSES, **fields)
+    theirs = scrambled(getattr(library, kind)(config))
     tensors = theirs.state_dict()
     if saved:
-        theirs.save_pretrained(tmp_path)
-        tensors = load_file(tmp_path / "model.safetensors")
-    ours = vit(distillation_token=kind.startswith("DeiT"))
-    ours.load_state_dict(fit_pretrained(ours, tensors, grid=ours.grid).tensors)
-    images = torch.randn(2, 3, *SIZE)
+        theirs.save_pretrained(saved)
+        tensors = load_file(saved / "model.safetensors")
+    ours.load_state_dict(fit_pretrained(ours, tensors, grid=getattr(ours, "grid", None)).tensors)
+    images = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected, found = theirs(images).logits, ours(images)
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -351,7 +362,7 @@ def test_earlier_blocks_learn_more_slowly_and_a_probe_trains_the_head_alone():
     assert factors["encoder.blocks.2.attention.input.weight"] == 0.5
     assert factors["encoder.blocks.0.feed_forward.wide.bias"] == 0.125
     assert factors["patches.projection.weight"] == factors["prefix"] == factors["position"] == 0.0625
-    probe = rate_factors(model, PretrainedConfig(freeze=True))
+    probe = rate_factors(model, PretrainedConfig(path="any.pth", freeze=True))
     assert {name for name, factor in probe.items() if factor} == {"head.weight", "head.bias"}
     assert set(probe) == set(factors) == {name for name, _ in model.named_parameters()}
     windows = rate_factors(swin(), PretrainedConfig(layer_decay=0.5))
@@ -370,6 +381,7 @@ def test_earlier_blocks_learn_more_slowly_and_a_probe_trains_the_head_alone():
         (lambda: vit(block(position="relative")), "position=relative"),
         (lambda: vit(block(position="rotary"), patch_dropout=0.1), "patch_dropout=0"),
         (lambda: swin(depths=()), "depths="),
+        (lambda: PretrainedConfig(freeze=True), "--pretrained.path"),
         (lambda: vit(block(position="sinusoidal"))(torch.zeros(1, 3, 32, 32)), "and the model has"),
     ],
 )

@@ -431,7 +431,7 @@ def test_layer_decay_gives_each_weight_its_factor_and_a_frozen_one_needs_no_grad
         expected = {"0": 0.25, "1": 0.5, "encoder": 1.0, "head": 1.0}.get(part, 0.125)
         assert groups[name]["factor"] == expected, name
         assert groups[name]["weight_decay"] == (0.07 if weight.dim() > 1 else 0.0), name
-    task = make(pretrained=PretrainedConfig(freeze=True))
+    task = make(pretrained=PretrainedConfig(path="any.pth", freeze=True))
     model = task.build()
     assert groups_of(model, TrainConfig(), task.rate_factors(model)).keys() == {"head.weight", "head.bias"}
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
