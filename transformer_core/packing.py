@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,12 +40,12 @@ def pack(model: Model, precision: Precision) -> Model:
         raise ValueError("this CPU has no instructions that oneDNN needs for bfloat16: choose precision fp32 or int8.")
     if any(weight.device.type != "cpu" or weight.dtype != torch.float32 for weight in model.parameters()):
         raise ValueError("packing needs a model in float32 on a CPU: move it there first.")
-    packed = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-    for parent in list(packed.modules()):
+    held = nn.ModuleDict({"model": copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})})
+    for parent in list(held.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Linear):
                 setattr(parent, name, PackedLinear(child, precision))
-    return packed.eval()
+    return cast(Model, held["model"].eval())
 
 
 def has_bfloat16() -> bool:
@@ -74,6 +74,10 @@ class PackedLinear(nn.Module):
             bias = None if self.bias is None else self.bias.detach()[slice(*part)].contiguous()
             self.kernels[part] = KERNELS[self.precision](self.weight.detach()[slice(*part)].contiguous(), bias)
         return self.kernels[part](x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is packed: a copy, or another process, packs for itself."""
+        return self.__dict__ | {"kernels": {}}
 
     def take(self, features: Int[Tensor, "taken"]) -> "PackedLinear":
         """Return a layer of its own that computes these output features."""

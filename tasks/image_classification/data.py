@@ -71,7 +71,7 @@ class Images:
         if not self.train and (self.valid or self.test):
             raise ValueError("valid or test name sources and train none: name the images to train on, --data.train.")
         if not self.train and self.folder != ".":
-            raise ValueError(f"folder={self.folder} is given and no images in it: name those to train on, --data.train.")
+            raise ValueError(f"folder={self.folder} is given, and no images in it: name them, --data.train.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out={self.held_out} is no share: choose --data.held_out above 0 and below 1.")
         if self.max_pixels < 1:

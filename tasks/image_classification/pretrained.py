@@ -38,7 +38,7 @@ class PretrainedConfig:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: choose more than 0 and at most 1; 0.65 to 0.9 is usual.")
         if self.freeze and not self.path:
-            raise ValueError("freeze=True trains the head on features of trained weights: name them, --pretrained.path.")
+            raise ValueError("freeze=True trains the head alone, so weights must be given, --pretrained.path.")
 
 
 class Fitted(NamedTuple):

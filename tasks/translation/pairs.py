@@ -70,7 +70,7 @@ class TextPairs:
         if not self.train and (self.valid or self.test):
             raise ValueError("valid or test name corpora and train none: name the corpora to train on, --data.train.")
         if not self.train and self.folder != ".":
-            raise ValueError(f"folder={self.folder} is given and no corpus in it: name those to train on, --data.train.")
+            raise ValueError(f"folder={self.folder} is given, and no corpus in it: name some, --data.train.")
         if self.window < 1:
             raise ValueError(f"window={self.window} sorts nothing: choose --data.window 1 or more; 50000 is usual.")
         if self.seed < 0:

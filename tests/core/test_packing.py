@@ -1,6 +1,7 @@
 """Packed models compute what the plain ones do; the reference is the plain model in float64, or torch itself."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -83,6 +84,16 @@ def test_a_packed_model_shares_its_weights_and_leaves_the_original_alone():
     assert_close(encoder.state_dict(), before, rtol=0, atol=0)
     assert not any(isinstance(module, PackedLinear) for module in encoder.modules())
     assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 4
+
+
+@torch.inference_mode()
+def test_a_layer_alone_is_packed_and_goes_to_another_process():
+    layer, x = Linear(24, 40), torch.randn(3, 24)
+    packed = pack(layer, "int8")
+    assert isinstance(packed, PackedLinear)
+    expected = packed(x)
+    assert_close(pickle.loads(pickle.dumps(packed))(x), expected, rtol=0, atol=0)
+    assert_close(copy.deepcopy(packed)(x), expected, rtol=0, atol=0)
 
 
 def test_what_cannot_be_packed_is_refused():

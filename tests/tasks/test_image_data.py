@@ -586,7 +586,7 @@ def test_a_source_that_says_too_little_or_too_much_is_refused(fields, named):
         ({"valid": [ImageSource(folder="a")]}, "--data.train"),
         ({"test": [ImageSource(folder="a")]}, "--data.train"),
         ({"held_out": 0.0}, "held_out=0.0"),
-        ({"folder": "photos"}, "folder=photos is given and no images in it"),
+        ({"folder": "photos"}, "folder=photos is given, and no images in it"),
         ({"held_out": 1.0}, "held_out=1.0"),
         ({"held_out": float("nan")}, "held_out=nan"),
         ({"max_pixels": 0}, "max_pixels=0"),

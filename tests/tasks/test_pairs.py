@@ -349,7 +349,7 @@ def test_weighted_corpora_are_shown_as_often_as_they_weigh(texts, tmp_path):
     [
         ({"valid": []}, "train names corpora and valid none"),
         ({"train": []}, "valid or test name corpora and train none"),
-        ({"train": [], "valid": [], "test": []}, "is given and no corpus in it"),
+        ({"train": [], "valid": [], "test": []}, "is given, and no corpus in it"),
         ({"tokens": 63}, "tokens=63 holds no pair of filter.max_length=63"),
         ({"embedded": 0}, "embedded=0"),
     ],
