@@ -100,7 +100,7 @@ def open_image(path: Path) -> Image.Image:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): name another file.") from None
-    return to_pil_image(read_image(data, channels=3, name=str(path), max_pixels=100_000_000))
+    return to_pil_image(read_image(data, channels=3, name=str(path)))
 
 
 def draw(images: Sequence[Image.Image], texts: Sequence[str], path: Path) -> None:

@@ -22,6 +22,8 @@ STRONGEST = 30
 """The last of the magnitudes of torchvision's RandAugment."""
 SOLARIZE_FROM = 128
 """The darkest value that solarizing inverts in 3-Augment."""
+RIBBON = 16
+"""How many times longer than its view an image may be to be scaled as a whole."""
 BLUR_SIGMA, BLUR_RADIUS = (0.1, 2.0), 6
 """Standard deviations of the blur in 3-Augment, and how far it looks, in pixels: 3 times the largest."""
 
@@ -119,7 +121,11 @@ class CentreView:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the (channels, *size) view of a (channels, height, width) image."""
-        (height, width), (rows, columns) = image.shape[-2:], self.cover
+        rows, columns = self.cover
+        # Of a ribbon only the middle is seen, and scaled as a whole it may not fit into memory.
+        longest = [RIBBON * -(-image.size(-1) * rows // columns), RIBBON * -(-image.size(-2) * columns // rows)]
+        image = F.center_crop(image, [min(pair) for pair in zip(image.shape[-2:], longest, strict=True)])
+        height, width = image.shape[-2:]
         # Whole numbers, so that the side that just covers does so exactly.
         wide = width * rows >= height * columns
         scaled = [rows, width * rows // height] if wide else [height * columns // width, columns]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.image_classification.augment import TransformConfig, evaluation_transform, normalize
-from tasks.image_classification.decode import ImageError, read_image
+from tasks.image_classification.decode import MAX_PIXELS, ImageError, read_image
 
 
 class Guess(NamedTuple):
@@ -33,7 +33,7 @@ class Classifier:
         *,
         image_size: tuple[int, int],
         channels: int,
-        max_pixels: int = 100_000_000,
+        max_pixels: int = MAX_PIXELS,
         batch: int = 64,
     ) -> None:
         self.model, self.classes, self.transform = model.eval(), list(classes), transform

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tasks.errors import InputError, one_line
-from tasks.image_classification.decode import ImageError, read_image
+from tasks.image_classification.decode import MAX_PIXELS, ImageError, read_image
 from tasks.image_classification.sources import (
     IMAGE,
     ImageSource,
@@ -52,7 +52,7 @@ class Images:
     corrupt: Literal["stop", "skip"] = "stop"
     """An image that cannot be read stops the program when its turn comes, or is left out, counted and named; `skip`
     decodes every image once at the start."""
-    max_pixels: int = 100_000_000
+    max_pixels: int = MAX_PIXELS
     """An image of more pixels cannot be read; decoding takes up to 8 bytes of memory a pixel."""
     keep: bool = False
     """Keep decoded images in memory, a byte for each pixel and channel, so that each is decoded once; every loader

@@ -14,6 +14,8 @@ from tasks.errors import InputError, one_line
 
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, by Pillow's names: its other readers are rarely tried, and one of them starts Ghostscript."""
+MAX_PIXELS = 100_000_000
+"""Most pixels of an image unless told otherwise; decoding as many takes up to 800 MB."""
 
 
 class ImageError(InputError):
@@ -31,7 +33,7 @@ class ImageError(InputError):
         return f"{self.name}: {self.reason}: {self.remedy}."
 
 
-def read_image(data: bytes, *, channels: int, name: str, max_pixels: int) -> Tensor:
+def read_image(data: bytes, *, channels: int, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode one image; uint8 (channels, height, width), where 255 is full light.
 
     `channels` is 3 (red, green, blue) or 1 (grey: 0.299 red, 0.587 green and 0.114 blue). The image stands as its EXIF

@@ -177,6 +177,22 @@ def test_a_rectangular_view_is_pillows_resize_and_crop(channels, interpolation, 
     assert (view.permute(1, 2, 0).int() - torch.tensor(expected).int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_ribbon_only_the_middle_is_scaled(monkeypatch, turned):
+    sizes, resize = [], v2.functional.resize
+
+    def recorded(image, size, *rest, **more):
+        sizes.append(size)
+        return resize(image, size, *rest, **more)
+
+    monkeypatch.setattr(v2.functional, "resize", recorded)
+    ribbon = torch.zeros(3, 2, 100_000, dtype=torch.uint8)
+    ribbon[:, :, 49_999:50_001] = 200
+    view = evaluation_transform(TransformConfig(), (24, 24))(ribbon.mT if turned else ribbon)
+    assert view.shape == (3, 24, 24) and view[:, 6:18, 6:18].min() > 180
+    assert max(sizes[0]) == 16 * 24
+
+
 def test_a_view_of_its_own_size_changes_nothing():
     assert torch.equal(evaluation_transform(TransformConfig(), (31, 45))(photo()), photo())
     assert torch.equal(augmented(PLAIN, 1, size=(31, 45)), photo())
