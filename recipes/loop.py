@@ -213,8 +213,14 @@ def resume(task: Task[Any], state: State, folder: Path, config: TrainConfig, acc
     if accelerator.is_main_process:
         chosen = [checkpoint.newest(folder / CHECKPOINTS)]
     broadcast_object_list(chosen)
+    data = task.digest()
     if chosen[0] is not None:
         state.load(chosen[0])
+        if state.progress.data not in ("", data):
+            raise InputError(
+                f"{folder} was trained on other data than those that are there now: give back the ones it began with, "
+                "or choose another --train.out, whose weights may --train.start_from this run's."
+            )
         if state.progress.monitor not in ("", config.monitor):
             state.progress.best, state.progress.stale = [], 0
         state.progress.stopped_early = bool(config.patience) and state.progress.stale >= config.patience
@@ -223,7 +229,7 @@ def resume(task: Task[Any], state: State, folder: Path, config: TrainConfig, acc
         if config.start_from:
             load_weights(state.model, Path(config.start_from))
         state.average = MovingAverage(state.model, config.ema) if config.ema else None
-    state.progress.monitor = config.monitor
+    state.progress.monitor, state.progress.data = config.monitor, data
 
 
 def trackers(accelerator: Accelerator, config: TrainConfig, recipe: Any, step: int) -> None:

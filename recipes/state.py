@@ -37,6 +37,8 @@ class Progress:
     """Validations since the best one."""
     stopped_early: bool = False
     """Whether validations stopped improving."""
+    data: str = ""
+    """Digest of the data, as the task gives it."""
 
 
 class MovingAverage:

@@ -47,6 +47,13 @@ class Task(ABC, Generic[Batch]):
         Called in every process, one after the other, so that those behind find the files that the first one wrote.
         """
 
+    def digest(self) -> str:
+        """Return a name for the data to train and validate on, another one where they are others.
+
+        A run is continued on the same data alone; "" leaves that to the user.
+        """
+        return ""
+
     @abstractmethod
     def build(self) -> nn.Module:
         """Return a fresh model; its weights are drawn from torch's global generator."""

@@ -3,6 +3,7 @@
 Image tables are mapped from disk by `datasets`, image folders are listed, so that many processes read from one copy.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -132,6 +133,16 @@ class LabelledImages:
         """Return the path of an image, or its source and row there, counted from 1."""
         source, place = self._splits[split].locate(row)
         return source.name(source.value(place), place)
+
+    def digest(self) -> str:
+        """Hash the images to train and validate on: which they are, their classes and the names of their files."""
+        found = hashlib.sha256()
+        for split in ("train", "valid"):
+            rows = self._splits[split]
+            names = (name for source in rows.sources for name in source.file_names())
+            for part in (rows.rows.tobytes(), rows.labels.tobytes(), "\n".join(names).encode()):
+                found.update(part)
+        return found.hexdigest()
 
     def _decode(self, split: Split, row: int) -> Tensor:
         source, place = self._splits[split].locate(row)

@@ -77,6 +77,11 @@ class Source:
             return str(self.folder / value["path"])
         return f"{self.place} row {row + 1}"
 
+    def file_names(self) -> list[str]:
+        """Return what all its images are called, without their folders; "" for one that has no name."""
+        chunks = self.images.data.column(IMAGE).chunks
+        return [os.path.basename(path or "") for chunk in chunks for path in chunk.field("path").to_pylist()]
+
     def content(self, value: dict[str, Any], name: str) -> bytes:
         """Return an encoded image; raises ImageError with its name where there is none."""
         if value["bytes"] is not None:

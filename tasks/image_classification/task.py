@@ -124,6 +124,10 @@ class ImageClassification(Task[Batch]):
         except ValueError as error:
             raise InputError(f"the training images cannot be cut into batches: {error}") from None
 
+    def digest(self) -> str:
+        """Hash the names and classes of the images to train and validate on."""
+        return self.images.digest()
+
     def _check_classes(self, theirs: Sequence[str]) -> None:
         """Raise InputError where the logits of the teacher mean other classes."""
         own = self.images.classes

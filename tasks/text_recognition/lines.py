@@ -1,5 +1,7 @@
 """Images with text: lines rendered in real fonts, or a data set of images with their texts."""
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,6 +92,12 @@ class Lines:
         for split, lines in self.text.items():
             check_fonts(self.fonts[split], lines)
         self.count = {"train": config.lines, "valid": held_out, "test": held_out}
+
+    def digest(self) -> str:
+        """Hash the texts to train and validate on."""
+        column, splits = self.config.text_column, ("train", "valid")
+        texts = [list(self.tables[each][column]) if self.config.dataset else self.text[each] for each in splits]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
     def example(self, split: Split, row: int, epoch: int) -> tuple[Tensor, str]:
         """Return an image and its text; a rendered line of training is drawn by (seed, epoch, row)."""

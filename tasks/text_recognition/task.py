@@ -50,6 +50,10 @@ class TextRecognition(Task[Batch]):
         if self.names[4:] != self.lines.characters:
             raise InputError(f"{path}: the run began with other text: give it back, or start a new run.")
 
+    def digest(self) -> str:
+        """Hash the texts to train and validate on."""
+        return self.lines.digest()
+
     def restore(self, folder: Path) -> None:
         """Take the characters that a run folder keeps, which is all that reading needs."""
         self.names = ["", "", "", "", *json.loads((folder / "characters.json").read_text(encoding="utf-8"))]

@@ -102,9 +102,10 @@ class SplitPairs:
 
     def __init__(self, text: "Dataset", source: Vocabulary, target: Vocabulary) -> None:
         self.text = text
-        digest = _digest(text)
-        self.source = _encode(text, "source", source, digest)
-        self.target = _encode(text, "target", target, digest)
+        self.digest = _digest(text)
+        """Hash of what its rows say."""
+        self.source = _encode(text, "source", source, self.digest)
+        self.target = _encode(text, "target", target, self.digest)
         self.rows = np.arange(len(text))
 
 
@@ -283,7 +284,7 @@ def _digest(text: "Dataset") -> str:
     result = hashlib.sha256()
     table: Any
     for table in text.with_format("arrow").iter(ROWS_AT_ONCE):
-        for batch in table.select(["source", "target"]).to_batches():
+        for batch in table.select(["source", "target"]).combine_chunks().to_batches():
             result.update(batch.serialize())
     return result.hexdigest()
 

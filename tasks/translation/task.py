@@ -114,6 +114,10 @@ class Translation(Task[Batch]):
         """Read the text, train the vocabulary unless the run has one, cut the text into pieces."""
         self.pairs = PairData(self.data, folder)
 
+    def digest(self) -> str:
+        """Return hashes of the text to train and validate on."""
+        return "-".join(self.pairs.splits[split].digest for split in ("train", "valid"))
+
     def tables(self) -> list[Table]:
         """Return what the filter dropped."""
         return [self.pairs.report.table()]

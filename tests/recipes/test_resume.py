@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -254,6 +255,19 @@ def test_a_killed_translator_with_dropout_of_pieces_and_features_is_the_same_bit
     assert 0 < translator.kill_anywhere(out, draw)
     assert translator.run(out, arguments=("--train.workers=2",)).codes == [0]
     assert_same(out, translator.whole)
+
+
+def test_a_run_goes_on_with_the_data_it_began_with_alone(translator, out):
+    copy = partial(shutil.copytree, ignore=shutil.ignore_patterns("whole*", "cache"), dirs_exist_ok=True)
+    moved = copy(translator.root, out.parent / "moved")
+    constant = "--train.schedule=constant"
+    assert translator.run(out, arguments=("--train.steps=6", constant)).codes == [0]
+    assert translator.run(out, arguments=("--train.steps=7", constant, f"--data.folder={moved}")).codes == [0]
+    for split in ("train", "valid"):
+        path = copy(translator.root, moved) / f"{split}.en"
+        path.write_text(path.read_text().replace("three", "four", 1))
+        ended = translator.run(out, arguments=("--train.steps=9", constant, f"--data.folder={moved}"))
+        assert ended.codes == [2] and f"{out} was trained on other data" in ended.text and newest(out) == 7
 
 
 def test_that_translator_did_cut_its_sentences_anew_in_each_epoch(translator, monkeypatch):

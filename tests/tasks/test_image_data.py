@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from io import BytesIO, StringIO
@@ -335,6 +336,23 @@ def test_a_run_that_began_with_other_classes_is_refused(tmp_path, kept, differen
     with pytest.raises(InputError, match=f"run/classes.json: the run began with other classes {difference}:"):
         read(tmp_path, animals(tmp_path / "zoo"))
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == kept
+
+
+def test_other_images_are_other_data_wherever_they_lie(tmp_path):
+    digest = read(tmp_path, animals(tmp_path / "zoo"), valid=[]).digest()
+    shutil.copytree(tmp_path / "zoo", tmp_path / "moved")
+    moved = ImageSource(folder=str(tmp_path / "moved"))
+    assert read(tmp_path, moved, valid=[]).digest() == digest
+    assert read(tmp_path, moved, valid=[], held_out=0.3).digest() != digest
+    first = sorted((tmp_path / "moved" / "cat").iterdir())[0]
+    renamed = first.rename(first.with_name("a_other.png"))
+    assert read(tmp_path, moved, valid=[]).digest() != digest
+    renamed.rename(tmp_path / "moved" / "dog" / first.name)
+    assert read(tmp_path, moved, valid=[]).digest() != digest
+    labels = [[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 0]]
+    tables = [parquet(tmp_path / f"{i}.parquet", each, ["ant", "bee"]) for i, each in enumerate(labels)]
+    first, same, other = (read(tmp_path, table, run="tables").digest() for table in tables)
+    assert first == same != other
 
 
 @pytest.mark.parametrize("text", ["", "[", '{"cat": 0}', "[0, 1]"])

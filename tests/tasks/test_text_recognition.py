@@ -112,6 +112,12 @@ def test_a_run_keeps_to_the_characters_it_began_with(task, tmp_path):
         other.prepare(tmp_path)
 
 
+def test_other_texts_are_other_data():
+    digest = Lines(TextImages(**SMALL), CORPUS).digest()
+    assert Lines(TextImages(**SMALL, seed=7), CORPUS).digest() == digest
+    assert Lines(TextImages(**SMALL), CORPUS[::-1]).digest() != digest
+
+
 @pytest.mark.parametrize(
     ("config", "given"),
     [
