@@ -1,17 +1,24 @@
 """Say what is in images: files, and folders of them.
 
 python -m recipes.classify runs/digits four.png
-python -m recipes.classify runs/pets photos --top 3 --json
+python -m recipes.classify runs/pets photos more/cat.jpg --top 3 --json
 """
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from recipes.config import launch
 from recipes.image_runs import load
 from tasks.errors import InputError
-from tasks.image_classification.classifier import Guess
+from tasks.image_classification.classifier import Classifier, Guess
+from tasks.image_classification.decode import ImageError
 from tasks.image_classification.sources import SUFFIXES
 
 
@@ -21,14 +28,16 @@ class Recipe:
 
     run: str
     """Run folder of train_images."""
-    images: str
-    """An image, or a folder whose images, at any depth, are taken in the order of their paths."""
+    images: list[str]
+    """Images, and folders whose images, at any depth, are taken in the order of their paths."""
     top: int = 1
     """Classes to name for each image, the likeliest first."""
     json: bool = False
     """Write one JSON object a line instead of text."""
     weights: str | None = None
     """A .safetensors file or checkpoint folder to use instead of the final model."""
+    corrupt: Literal["stop", "skip"] = "stop"
+    """An image that cannot be read stops the program, or is named on standard error and left out."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -37,11 +46,26 @@ class Recipe:
 
 def main(recipe: Recipe) -> None:
     """Classify and print a line for each image."""
-    classifier, paths = load(recipe.run, weights=recipe.weights), image_paths(Path(recipe.images))
+    classifier = load(recipe.run, weights=recipe.weights)
+    paths = [path for name in recipe.images for path in image_paths(Path(name))]
     for begin in range(0, len(paths), classifier.size):
-        chunk = paths[begin : begin + classifier.size]
-        for path, guesses in zip(chunk, classifier.classify(chunk, top=recipe.top), strict=True):
+        images = prepared(classifier, paths[begin : begin + classifier.size], skip=recipe.corrupt == "skip")
+        found = classifier.guess(torch.stack(list(images.values())), top=recipe.top) if images else []
+        for path, guesses in zip(images, found, strict=True):
             print(as_json(path, guesses) if recipe.json else as_text(path, guesses), flush=True)
+
+
+def prepared(classifier: Classifier, paths: Sequence[Path], *, skip: bool) -> dict[Path, Tensor]:
+    """Return images at the size of the model by their paths; with `skip` those that cannot be read are told apart."""
+    images: dict[Path, Tensor] = {}
+    for path in paths:
+        try:
+            images[path] = classifier.prepare(path)
+        except ImageError as error:
+            if not skip:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+    return images
 
 
 def image_paths(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import atexit
 import gc
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -96,7 +97,12 @@ def recipe_of(recipe_class: type[Recipe], run: str | Path) -> Recipe:
     path = Path(run, RECIPE)
     if not path.exists():
         raise InputError(f"{run} is no run folder: it has no {RECIPE}. Train first, or name another folder.")
-    return load_config(recipe_class, path)
+    try:
+        return load_config(recipe_class, path)
+    except InputError as error:
+        wanted = str(recipe_class.__doc__).partition(".")[0].lower()
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise InputError(f"{run} is no run to {wanted}, or its {RECIPE} was changed: {reason}") from None
 
 
 def flatten(recipe: Any, prefix: str = "") -> dict[str, Any]:

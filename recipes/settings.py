@@ -4,6 +4,7 @@ jsonargparse turns a value into the type of its field and prints the help. What 
 the file and line, or the flag.
 """
 
+import os
 import textwrap
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from jsonargparse import ArgumentParser
 
 from tasks.errors import InputError
 
-NULL, TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
+NULL, TEXT, LIST = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "str", "seq"))
 
 
 class Written(NamedTuple):
@@ -55,9 +56,13 @@ class Settings:
         self.problems: list[str] = []
 
     def take_arguments(self, arguments: Sequence[str]) -> None:
-        """Take flags, the files that `--config` names, and values for the fields that have no default."""
+        """Take flags, the files that `--config` names, and values for the fields that have no default.
+
+        The last of those, if it is a list, takes all values that are left.
+        """
         required = [name for name, _, value in _fields(self.kind, MISSING) if value is MISSING]
-        waiting = list(arguments)
+        lists = [name for name in required[-1:] if _is_list(self.types[name])]
+        waiting, listed = list(arguments), list[yaml.Node]()
         while waiting:
             flag, equals, text = waiting.pop(0).partition("=")
             switch = self.types.get(flag.removeprefix("--")) is bool
@@ -70,6 +75,10 @@ class Settings:
                 text = waiting.pop(0)
             elif not flag.startswith("--"):
                 name, text = next((name for name in required if name not in self.given), None), flag + equals + text
+                if name in (None, *lists) and lists:
+                    listed.append(yaml.ScalarNode(TEXT, text))
+                    self.given[lists[0]] = Written(f"--{lists[0]}", yaml.SequenceNode(LIST, listed))
+                    continue
                 if name is None:
                     self.problems.append(f"{text} stands alone; settings are given as --name value")
                     continue
@@ -148,10 +157,12 @@ class Settings:
             values = [self._value(inner, Written(written.source, item), key) for item in node.value]
             return values if get_origin(kind) is list else tuple(values)
         if not inner and (isinstance(node, yaml.ScalarNode) or _is_list(kind)):
-            try:
-                return _typed(kind, written.text)
-            except ArgumentError:
-                pass
+            alone = [yaml.serialize(yaml.SequenceNode(LIST, [node]))] if _is_list(kind) else []
+            for text in (written.text, *alone):  # one value is a list of one
+                try:
+                    return _typed(kind, os.path.expanduser(text) if text.startswith("~/") else text)
+                except ArgumentError:
+                    pass
         name = "" if written.source == f"--{key}" else f": {key}"
         self.problems.append(f"{written.place}{name} wants {_wanted(hint)}, got {_shown(written)}")
 
@@ -187,6 +198,9 @@ def _add_help(parser: ArgumentParser, kind: Any, default: Any, prefix: str) -> N
         elif inner:
             each = " ".join(f"{field}: {text}" for field, text in _docs(inner).items())
             group.add_argument(flag, metavar="YAML", default=shown, help=f"{docs[name]} In each, {each}")
+        elif _is_list(_without_none(hint)):
+            kind_name = str(hint).replace("pathlib.", "")
+            group.add_argument(flag, metavar="[ITEM,...]", default=shown, help=f"{docs[name]} (type: {kind_name})")
         else:
             group.add_argument(flag, type=hint, default=shown, help=docs[name])
 

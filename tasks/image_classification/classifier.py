@@ -52,13 +52,17 @@ class Classifier:
         """Return the likeliest classes of each image, best first."""
         found: list[list[Guess]] = []
         for begin in range(0, len(images), self.size):
-            batch = torch.stack([self.prepare(image) for image in images[begin : begin + self.size]])
-            best = self.probabilities(batch).topk(min(top, len(self.classes)))
-            found += [
-                [Guess(self.classes[place], value) for value, place in zip(values, places, strict=True)]
-                for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
+            batch = [self.prepare(image) for image in images[begin : begin + self.size]]
+            found += self.guess(torch.stack(batch), top=top)
         return found
+
+    def guess(self, images: Tensor, *, top: int = 5) -> list[list[Guess]]:
+        """Return the likeliest classes of uint8 images (batch, channels, height, width) that `prepare` made."""
+        best = self.probabilities(images).topk(min(top, len(self.classes)))
+        return [
+            [Guess(self.classes[place], value) for value, place in zip(values, places, strict=True)]
+            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
 
     def prepare(self, image: str | Path | Tensor) -> Tensor:
         """Read an image and bring it to the size of the model, uint8 (channels, height, width)."""

@@ -49,7 +49,8 @@ class Images:
     test: list[ImageSource] = field(default_factory=list)
     """Images to score at the end."""
     held_out: float = 0.1
-    """Share of the training images that is kept for validation where `valid` names none, drawn by `seed`."""
+    """Share of the training images, of each class, that is kept for validation where `valid` names none, drawn by
+    `seed`."""
     corrupt: Literal["stop", "skip"] = "stop"
     """An image that cannot be read stops the program when its turn comes, or is left out, counted and named; `skip`
     decodes every image once at the start."""
@@ -107,6 +108,16 @@ class LabelledImages:
     def sizes(self) -> dict[Split, int]:
         """Images in each split; `test` is there only if it was named, or embedded."""
         return {split: len(rows.labels) for split, rows in self._splits.items()}
+
+    def table(self) -> Table:
+        """Return how many images each split has, and its smallest and largest class."""
+        table = Table("Split", *("Images", "Classes", "Smallest class", "Largest class"), title="Images")
+        table.caption = f"{len(self.classes)} classes: {listed(self.classes)}"
+        for split, rows in self._splits.items():
+            counts = np.bincount(rows.labels, minlength=len(self.classes))
+            ends = (f"{self.classes[at]} ({counts[at]:,})" for at in (counts.argmin(), counts.argmax()))
+            table.add_row(split, f"{len(rows.labels):,}", f"{np.count_nonzero(counts):,}", *ends)
+        return table
 
     def image(self, split: Split, row: int) -> Tensor:
         """Read and decode one image, uint8 (channels, height, width); raises `ImageError`, naming it."""
@@ -285,13 +296,20 @@ def _join(sources: Sequence[Source], classes: list[str]) -> _Rows:
 
 
 def _hold_out(train: _Rows, config: Images) -> tuple[_Rows, _Rows]:
-    """Part the training images into those to train on and those to validate on, each in their order."""
-    size = len(train.rows)
+    """Part the training images into those to train on and those to validate on, the same share of every class.
+
+    No class loses its last image to validation; those of few images take turns.
+    """
+    size, draw = len(train.rows), np.random.default_rng(config.seed)
+    order = draw.permutation(size)
+    order = order[np.argsort(train.labels[order], kind="stable")]  # class by class
+    spare = order[1:][np.diff(train.labels[order]) == 0]  # all but one of each
     count = max(1, round(size * config.held_out))
-    if count >= size:
+    if count > len(spare):
         raise InputError(
-            f"held_out={config.held_out} of {size} training images leaves none to train on: "
+            f"held_out={config.held_out} of {size} training images leaves a class none to train on: "
             "lower --data.held_out, or name images to validate on, --data.valid."
         )
-    order = np.random.default_rng(config.seed).permutation(size)
-    return train.only(np.sort(order[count:])), train.only(np.sort(order[:count]))
+    held = np.zeros(size, bool)
+    held[spare[((np.arange(count) + draw.random()) * len(spare) / count).astype(np.int64)]] = True
+    return train.only(np.flatnonzero(~held)), train.only(np.flatnonzero(held))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # imported where it is called: it takes a second, and who use
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files of an image folder that are images, in small or capital letters."""
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+"""What the folders around those of the classes are often called."""
 IMAGE = "image"
 
 
@@ -116,6 +118,11 @@ def _open_folder(folder: Path) -> Source:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise InputError(f"{folder}: no folders in it: give each class a folder of its name, with its images.")
+    if SPLITS.issuperset(names):
+        raise InputError(
+            f"{folder}: its folders are called {listed(names)}, which are no classes: name each where it belongs, "
+            f"as in --data.train '[{{folder: {folder / names[-1]}}}]'."
+        )
     found = [_list_images(folder / name) for name in names]
     for name, paths in zip(names, found, strict=True):
         if not paths:

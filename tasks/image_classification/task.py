@@ -140,8 +140,9 @@ class ImageClassification(Task[Batch]):
         )
 
     def tables(self) -> list[Any]:
-        """Return which images were left out, and what was changed in pretrained weights."""
-        return [table for table in (self.images.report, self.changes) if table is not None and table.row_count]
+        """Return what images there are, which were left out, and what was changed in pretrained weights."""
+        further = (self.images.report, self.changes)
+        return [self.images.table(), *(table for table in further if table is not None and table.row_count)]
 
     def build(self) -> nn.Module:
         """Return a fresh model for the classes of the run."""

@@ -130,7 +130,7 @@ def test_json_has_an_object_for_each_image(run, photos, say):
 
 
 def test_other_weights_may_be_named(run, photos, say, tmp_path):
-    recipe = classify.Recipe(run=str(run), images=str(photos))
+    recipe = classify.Recipe(run=str(run), images=[str(photos)])
     model = load(recipe.run).model
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
@@ -153,6 +153,20 @@ def test_a_damaged_image_is_named(run, photos, refusal, tmp_path):
         assert f"{path}: cannot be decoded" in refusal(run, images)
     path.write_bytes(b"")
     assert f"{path}: no image of a known kind" in refusal(run, path)
+
+
+def test_damaged_images_may_be_left_out_and_several_paths_given(run, photos, say, capfd, tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    whole = [photos / "a.png", photos / "z.gif"]
+    expected = [line for path in whole for line in say(run, path)]
+    arguments = [run, whole[0], tmp_path, whole[1], "--corrupt", "skip"]
+    launch(classify.Recipe, classify.main, [str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    assert out.splitlines() == expected
+    assert [line.partition(": no image")[0] for line in err.splitlines()] == [
+        f"left out: {tmp_path}/{name}" for name in ("1.png", "2.png")
+    ]
 
 
 def test_what_is_not_there_is_named(run, photos, refusal, tmp_path):

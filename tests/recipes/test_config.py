@@ -89,6 +89,14 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lister:
+    """A program with a list that must be given."""
+
+    run: Path
+    images: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Program:
     """A program with things that must be given."""
 
@@ -161,6 +169,9 @@ def test_files_and_flags_are_taken_from_left_to_right(config):
         ("model.block.score", "on", "on"),
         ("data.betas", "[1e-1, 5]", (0.1, 5.0)),
         ("data.names", "[a, 'no']", ("a", "no")),
+        ("data.names", "007", ("007",)),
+        ("train.out", "~/runs", Path("~/runs").expanduser()),
+        ("train.note", "~5 hours", "~5 hours"),
         ("data.corpora", "[{language: no, weight: 1e-2}, {}]", (Corpus(language="no", weight=0.01), Corpus())),
         ("data.valid", "[]", []),
         ("data.extra", "{source: x}", Corpus(source=Path("x"))),
@@ -187,6 +198,11 @@ def test_a_file_without_settings_changes_nothing(config, text):
 @pytest.mark.parametrize("arguments", [["here", "hello"], ["--run", "here", "hello"], ["--text=hello", "--run=here"]])
 def test_what_has_no_default_is_given_by_position_or_by_name(arguments):
     assert read(Program, arguments) == Program(run=Path("here"), text="hello")
+
+
+@pytest.mark.parametrize("arguments", [["here", "a.png", "007"], ["--images", "[a.png, '007']", "here"]])
+def test_a_list_without_default_takes_all_that_follows(arguments):
+    assert read(Lister, arguments) == Lister(run=Path("here"), images=["a.png", "007"])
 
 
 def test_what_has_no_default_is_asked_for():

@@ -458,9 +458,35 @@ def test_what_is_held_out_does_not_depend_on_what_is_unreadable(tmp_path, damage
         assert names(rest, split) == [name for name in names(whole, split) if name not in bad]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_is_held_out_in_proportion_and_trained_on(tmp_path, seed):
+    counts = {"few": 5, "many": 100, "one": 1, "some": 20}
+    source = animals(tmp_path / "zoo", tuple(counts.values()), tuple(counts))
+    data = read(tmp_path, source, valid=[], held_out=0.25, seed=seed)
+    held, trained = (np.bincount(data.labels(split), minlength=4) for split in ("valid", "train"))
+    assert (held + trained).tolist() == list(counts.values()) and held.sum() == round(0.25 * 126)
+    assert trained.min() == 1 and (np.abs(held - 0.25 * (held + trained)) < 2).all()
+
+
 def test_too_few_images_to_hold_some_out_are_refused(tmp_path):
     source = animals(tmp_path / "zoo", (1,), ("cat",))
     assert "held_out=0.1 of 1 training images" in refusal(tmp_path, source, valid=[])
+
+
+def test_what_is_there_is_shown(tmp_path):
+    data = read(tmp_path, animals(tmp_path / "zoo"), valid=[ImageSource(folder=str(tmp_path / "zoo"))])
+    console = Console(width=100, file=StringIO())
+    console.print(data.table())
+    shown = " ".join(console.file.getvalue().replace("│", " ").split())
+    assert "train 9 3 dog (2) eel (4)" in shown and "3 classes: cat, dog, eel" in shown
+
+
+def test_splits_are_not_taken_for_classes(tmp_path):
+    source = animals(tmp_path / "zoo", (1, 1), ("train", "val"))
+    message = refusal(tmp_path, source)
+    assert f"{tmp_path}/zoo: its folders are called train, val, which are no classes" in message
+    animals(tmp_path / "zoo", (1,), ("bus",))
+    assert read(tmp_path, source).classes == ["bus", "train", "val"]
 
 
 # The embedded digits.
