@@ -37,6 +37,7 @@ from recipes.train_config import TrainConfig
 from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.task import Task
+from transformer_core.packing import has_bfloat16
 
 LOCK = ".lock"
 """File of a run folder that the process holds that changes it."""
@@ -194,6 +195,8 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
         checkpoint.clean(folder / CHECKPOINTS)
         if accelerator.device.type == "cpu":
             console().print(str(machine), highlight=False)
+            if config.precision == "bf16" and not (torch.backends.mkldnn.is_available() and has_bfloat16()):
+                console().print("this CPU has no instructions for bf16, which is slow here: --train.precision fp32")
     return accelerator
 
 

@@ -11,7 +11,7 @@ from recipes.train_translation import Recipe
 from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.translation.model import make_model
-from tasks.translation.pairs import saved_vocabularies
+from tasks.translation.pairs import JOINT, SOURCE, TARGET, saved_vocabularies
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.task import check_positions
 from tasks.translation.translator import Translator
@@ -46,6 +46,7 @@ def load(
     models = []
     weights = [weights] if isinstance(weights, str | Path) else weights
     for path in [Path(name) for name in weights] or [folder / MODEL]:
+        check_vocabularies(folder, path)
         model = make_model(recipe.model, len(source), len(target), pad_id=PAD)
         load_weights(model, path)
         models.append(model.to(device))
@@ -62,3 +63,15 @@ def load(
         )
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def check_vocabularies(folder: Path, weights: Path) -> None:
+    """Raise InputError for weights that lie in a run of other vocabularies: of the same size, they would fit."""
+    for name in (JOINT, SOURCE, TARGET):
+        own, *others = (place / f"{name}.sha256" for place in (folder, weights.parent, weights.parent.parent))
+        for other in filter(Path.exists, others):
+            if not own.exists() or own.read_text(encoding="utf-8") != other.read_text(encoding="utf-8"):
+                raise InputError(
+                    f"{weights} belongs to a run with another {name} than {folder}, where pieces are other words: "
+                    "choose weights of runs that share their vocabulary."
+                )

@@ -279,6 +279,9 @@ def _wanted(hint: Any) -> str:
     if inner:
         names = ", ".join(field.name for field in fields(inner))
         return f"{'' if inner is kind else 'a list of '}{{name: value}} with the names {names}"
+    if _is_list(kind):
+        items = [_wanted(item) for item in get_args(kind) if item is not Ellipsis]
+        return f"a list [{', '.join(items if len(items) > 1 else [*items, '...'])}]"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(kind, str(kind))
 

@@ -33,7 +33,8 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the gradient of an update; 0 does not clip."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of matrix products; weights, sums and the optimizer stay in float32."""
+    """Type of matrix products; weights, sums and the optimizer stay in float32. bf16 is for GPUs, and for CPUs with
+    instructions for it: on others it is many times slower."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then what is validated and used; 0 is off."""
     evaluate_every: int = 1_000

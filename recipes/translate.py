@@ -70,6 +70,8 @@ def main(recipe: Recipe) -> None:
         raise InputError("--text and --input are both given: choose one.")
     if recipe.prefixes is not None and recipe.input is None:
         raise InputError("--prefixes needs --input, whose lines they belong to.")
+    if recipe.search.n_best > 1 and not recipe.json:
+        raise InputError(f"--search.n_best {recipe.search.n_best} needs --json: a line of text holds one translation.")
     groups = given(recipe)
     use_machine(0)
     translator = load(

@@ -16,6 +16,12 @@ def pytest_runtest_setup(item) -> None:
     jaxtyping.config.update("jaxtyping_disable", not checked)
 
 
+@pytest.fixture
+def unchecked() -> None:
+    """Let a test of the core say what users meet, whose annotations nobody checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)

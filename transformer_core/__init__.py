@@ -4,9 +4,10 @@ from transformer_core.attention import attention, attention_weights, masked_soft
 from transformer_core.cache import Cache, KeysValues, LayerCache
 from transformer_core.config import BlockConfig, block_configs
 from transformer_core.decoder import Decoder, DecoderBlock, Memory
+from transformer_core.derived import Derived
 from transformer_core.dropout import Dropout
 from transformer_core.embedding import PatchEmbedding, TokenEmbedding
-from transformer_core.encoder import Encoder, EncoderBlock, make_attention, make_feed_forward, run_block
+from transformer_core.encoder import Encoder, EncoderBlock, make_add_norm, make_attention, make_feed_forward, run_block
 from transformer_core.feature_maps import FeatureMapAttention, WordRegionAttention
 from transformer_core.feedforward import FeedForward
 from transformer_core.grid import GridRotary, resize_grid, sinusoidal_grid
@@ -28,6 +29,7 @@ from transformer_core.score import (
     Score,
     make_score,
 )
+from transformer_core.search import DecoderState, Ensemble, Hypothesis, SearchConfig, search
 from transformer_core.state import CachedState
 from transformer_core.windows import WindowAttention, WindowBias, join_windows, region_mask, split_windows
 
@@ -42,17 +44,21 @@ __all__ = [
     "CrossEntropy",
     "Decoder",
     "DecoderBlock",
+    "DecoderState",
+    "Derived",
     "DotProduct",
     "DropPath",
     "Dropout",
     "Encoder",
     "EncoderBlock",
+    "Ensemble",
     "Factored",
     "FactoredLogits",
     "FeatureMapAttention",
     "FeedForward",
     "GaussianKernel",
     "GridRotary",
+    "Hypothesis",
     "KernelPooling",
     "KeysValues",
     "LayerCache",
@@ -67,6 +73,7 @@ __all__ = [
     "Rotary",
     "ScaledDotProduct",
     "Score",
+    "SearchConfig",
     "Sinusoidal",
     "TokenEmbedding",
     "WindowAttention",
@@ -78,6 +85,7 @@ __all__ = [
     "causal_mask",
     "join_windows",
     "linear_cross_entropy",
+    "make_add_norm",
     "make_attention",
     "make_feed_forward",
     "make_norm",
@@ -88,6 +96,7 @@ __all__ = [
     "region_mask",
     "resize_grid",
     "run_block",
+    "search",
     "sinusoidal_grid",
     "sinusoidal_table",
     "split_windows",

@@ -27,9 +27,9 @@ FEW_KEYS = {torch.float32: 48, torch.bfloat16: 512}
 
 
 def attention(
-    query: Float[Tensor, "batch heads queries width"],
-    key: Float[Tensor, "batch kv_heads keys key_width"],
-    value: Float[Tensor, "batch kv_heads keys value_width"],
+    query: Float[Tensor, "#batch heads queries width"],
+    key: Float[Tensor, "#batch kv_heads keys key_width"],
+    value: Float[Tensor, "#batch kv_heads keys value_width"],
     *,
     score: Score,
     mask: Bool[Tensor, "*#leading #queries keys"] | None = None,
@@ -42,8 +42,19 @@ def attention(
     Heads of keys and values may be fewer than those of queries (a divisor), each then serves a run of query heads
     (Ainslie et al. 2023). `mask` is True where a query may look; `bias` is added to the scores; `causal` lets a query
     see its own position and those before it, where the last query stands at the last key. `dropout` drops weights
-    whenever it is not 0: the caller knows whether it trains.
+    whenever it is not 0: the caller knows whether it trains. One example of queries, or of keys and values, serves all
+    of the other.
+
+    Raises:
+        ValueError: the mask does not hold booleans, or the heads of keys do not divide those of queries.
     """
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"the mask holds {mask.dtype}: give booleans, True where a query may look, or a bias.")
+    if query.size(1) % key.size(1):
+        raise ValueError(f"{key.size(1)} heads of keys do not divide {query.size(1)} heads of queries.")
+    if query.size(0) != key.size(0):
+        batch = max(query.size(0), key.size(0))
+        query, key, value = (x.expand(batch, -1, -1, -1) for x in (query, key, value))
     factored = score.factor(query, key)
     if factored is None:
         weights = attention_weights(query, key, score=score, mask=mask, bias=bias, causal=causal)
@@ -121,7 +132,7 @@ def _better_by_products(query: Tensor, key: Tensor, dropout: float) -> bool:
     2.6 times for 197 and 1.7 times for 512 (torch 2.15, Xeon with AMX); in float32 1.75 times for 15, as long for 64
     (torch 2.14, EPYC with AVX2). With dropout PyTorch does not use it at all.
     """
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or torch.compiler.is_exporting():  # an exported program is for any length
         return False
     if torch.is_grad_enabled() and query.requires_grad:
         return dropout > 0 or key.size(-2) <= FEW_KEYS.get(query.dtype, 0)

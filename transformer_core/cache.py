@@ -65,9 +65,9 @@ class LayerCache:
         read = end if read is None else read
         if max(end, read) > self.value.size(2):
             self.reserve(max(end, read))
-        self.length = end // self.beams
         self.key[:, :, begin:end] = key
         self.value[:, :, begin:end] = value
+        self.length = end // self.beams
         return KeysValues(self.key[:, :, :read], self.value[:, :, :read])
 
     def reserve(self, entries: int) -> None:
@@ -86,7 +86,11 @@ class LayerCache:
 
 
 class Cache(list[LayerCache]):
-    """What grows while decoding: one `LayerCache` per block, and who descends from whom."""
+    """What grows while decoding: one `LayerCache` per block, and who descends from whom.
+
+    It is written over from step to step, so gradients reach back through the newest call alone. `memory` says how many
+    sentences there are, and of which heads, type and device the entries.
+    """
 
     def __init__(self, memory: Iterable[KeysValues], capacity: int, *, beams: int = 1, replayed: bool = False) -> None:
         super().__init__(LayerCache(like, capacity, beams=beams, replayed=replayed) for like in memory)

@@ -1,13 +1,16 @@
 """What the blocks of a stack have in common."""
 
 from dataclasses import dataclass, replace
-from typing import get_args
 
+from transformer_core.choices import check_choice
 from transformer_core.feedforward import Activation
 from transformer_core.multihead import check_heads
 from transformer_core.position import PositionName
 from transformer_core.residual import NormName, Order
 from transformer_core.score import ScoreName
+
+CHOICES = {"activation": Activation, "score": ScoreName, "position": PositionName, "order": Order, "norm": NormName}
+"""The names that fields of a block can have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,17 @@ class BlockConfig:
     """Keep no activations inside a block and compute them again backward: less memory, a third more computation."""
 
     def __post_init__(self) -> None:
-        check_choices(self, activation=Activation, score=ScoreName, position=PositionName, order=Order, norm=NormName)
+        for name, literal in CHOICES.items():
+            check_choice(name, getattr(self, name), literal)
         check_heads(self.dim, self.num_heads, self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
         for name in ("dropout", "attention_dropout", "hidden_dropout", "drop_path"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={rate} is no share: choose 0 or more, and less than 1.")
+        for name in ("dim", "hidden_dim", "max_length"):
+            if (size := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={size} is no size: choose 1 or more.")
+        if self.layer_scale < 0:
+            raise ValueError(f"layer_scale={self.layer_scale} is negative: choose 0 for none, or 1e-6 to 0.1.")
         width = self.dim // self.num_heads
         if self.position == "rotary" and width % 2:
             raise ValueError(
@@ -65,17 +74,6 @@ class BlockConfig:
             )
         if self.position == "sinusoidal" and self.dim % 2:
             raise ValueError(f"position=sinusoidal needs an even dim, not {self.dim}.")
-
-
-def check_choices(config: object, **choices: object) -> None:
-    """Refuse a name that is none of those of its `Literal` type, which would silently mean another one.
-
-    Raises:
-        ValueError: a field of the configuration has another value; the message lists them.
-    """
-    for name, literal in choices.items():
-        if (value := getattr(config, name)) not in get_args(literal):
-            raise ValueError(f"{name}={value!r} is unknown: choose among {', '.join(get_args(literal))}.")
 
 
 def block_configs(config: BlockConfig, depth: int) -> list[BlockConfig]:

@@ -84,10 +84,12 @@ class EncoderBlock(nn.Module):
     ) -> Float[Tensor, "batch *out dim"]:
         """Let tokens see each other where `mask` is True, everywhere without one.
 
+        A mask has four axes, (batch, heads, queries, keys), each of them maybe 1, as `padding_mask` makes it, or two,
+        (queries, keys), for all examples.
         `length` is one number, or whatever the attention given to the block reads: the height and width of a grid, say.
         With `first` only so many of the first tokens are returned, and computed where attention knows no positions.
         """
-        mask = None if mask is None else mask[(None,) * (4 - mask.dim())]  # rows of examples come first, or none
+        mask = mask[None, None] if mask is not None and mask.dim() == 2 else mask
         if first is None or not isinstance(self.attention, MultiHeadAttention) or self.attention.position is not None:
             x = self.attention_branch(x, lambda h, seen: self.attention(h, mask=seen), mask)[:, :first]
         else:

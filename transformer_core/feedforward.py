@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transformer_core.choices import check_choice
 from transformer_core.dropout import Dropout
 from transformer_core.linear import Linear
 
@@ -18,10 +19,14 @@ class FeedForward(nn.Module):
     Source: Vaswani et al. (2017), section 3.3 (ReLU); Hendrycks and Gimpel (2016) (GELU, exact, or its tanh
     approximation, with which models from JAX were trained); Shazeer (2020) (SwiGLU: a third matrix, `hidden_dim` counts
     the gated features, so that equal parameters need 2/3 of it).
+
+    Raises:
+        ValueError: the activation is another.
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, activation: Activation = "relu", dropout: float = 0.0) -> None:
         super().__init__()
+        check_choice("activation", activation, Activation)
         self.activation = activation
         self.wide = Linear(dim, 2 * hidden_dim if activation == "swiglu" else hidden_dim)
         self.narrow = Linear(hidden_dim, dim)
@@ -35,7 +40,7 @@ class FeedForward(nn.Module):
         hidden = self.wide(x)
         match self.activation:
             case "relu":
-                hidden = F.relu(hidden, inplace=True)
+                hidden = F.relu(hidden)
             case "gelu":
                 hidden = F.gelu(hidden)
             case "gelu_tanh":

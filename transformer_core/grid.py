@@ -55,7 +55,7 @@ class GridRotary(Rotary):
         row, column = torch.meshgrid(*(torch.arange(side).double() for side in self.grid), indexing="ij")
         angle = torch.cat([row.flatten()[:, None] * rate, column.flatten()[:, None] * rate], 1)
         angle = torch.cat([angle.new_zeros(self.prefix, angle.size(1)), angle])
-        return torch.stack([angle.cos(), angle.sin()], -1).float()
+        return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def resize_grid(

@@ -37,11 +37,17 @@ def linear_cross_entropy(
     the same targets, the second half after the first, and the loss adds consistency / 2 times the sum of both
     Kullback-Leibler divergences between the passes (R-Drop, Liang et al. 2021, equations 3 and 4).
     Logits and their gradients are of the autocast type where autocast is on; sums are in float32 or wider.
+    Rows that are to be ignored, padding above all, are left out before: `hidden[positions]`, `target[positions]`.
 
     Raises:
         ValueError: there is not one target per row, or `consistency` is asked of an odd number of rows.
     """
     hidden, weight = logits
+    if hidden.dim() != 2 or target.dim() != 1:
+        raise ValueError(
+            f"hidden is {tuple(hidden.shape)} and target {tuple(target.shape)}: pass (rows, dim) and (rows,), "
+            "flattened and without padding."
+        )
     if len(target) != len(hidden):
         raise ValueError(f"{len(target)} targets for {len(hidden)} rows of logits: pass one target a row.")
     if consistency and len(hidden) % 2:

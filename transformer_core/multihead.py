@@ -43,6 +43,10 @@ class MultiHeadAttention(nn.Module):
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         check_heads(dim, num_heads, self.num_kv_heads)
+        if not isinstance(score, Score | None) or not isinstance(position, Rotary | PositionBias | None):
+            raise ValueError("score and position are modules, or None: make them first, as `make_attention` does.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} is no share of the weights: choose 0 or more, and less than 1.")
         self.width = dim // num_heads
         self.causal, self.dropout = causal, dropout
         self.score = score or ScaledDotProduct()
@@ -65,7 +69,7 @@ class MultiHeadAttention(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch queries dim"],
+        x: Float[Tensor, "#batch queries dim"],
         memory: KeysValues | None = None,
         *,
         mask: Bool[Tensor, "*#leading #queries_of_beams keys"] | None = None,
@@ -73,13 +77,21 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Tensor, "batch queries dim"]:
         """Attend from `x` to `memory`, or to `x` itself and what the cache holds before it.
 
+        One example of `x`, learned queries say, may look at all memories, and all at one.
+
         With a cache, `mask` is what `Cache.grow` says of it; without one the cache holds one hypothesis a sentence,
         and causality says it all. Several lie side by side in the batch, and are queries of what all have written.
 
         Raises:
             ValueError: a memory is given together with a cache, or to a layer with positions: a memory never grows, and
-                its positions are not those of the queries. A cache of several hypotheses comes without a mask.
+                its positions are not those of the queries. A cache of several hypotheses comes without a mask. A mask
+                has three axes, of which the first could be examples or heads.
         """
+        if mask is not None and mask.dim() == 3:
+            raise ValueError(
+                f"a mask of {tuple(mask.shape)} can mean examples or heads: give (batch, 1, queries, keys), or "
+                "(1, heads, queries, keys)."
+            )
         beams = cache.beams if cache is not None else 1
         if memory is not None and cache is not None:
             raise ValueError("pass memory (cross-attention) or cache (self-attention), not both: a memory never grows.")

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transformer_core.derived import Derived
+
 PositionName = Literal["sinusoidal", "learned", "rotary", "relative", "none"]
 Offset = int | Int[Tensor, ""]
 """Where a sequence begins; a tensor where a recorded step is replayed, so that only the device knows."""
@@ -36,18 +38,26 @@ def rows_from(table: Float[Tensor, "length *row"], offset: Offset, count: int) -
     return table[offset + torch.arange(count, device=table.device)]
 
 
-class PositionTable(nn.Module, ABC):
-    """A table with a row for each position, which grows when a longer sequence comes."""
+class PositionTable(Derived):
+    """A table with a row for each position, which grows when a longer sequence comes.
+
+    Where it must not grow, because `torch.export` or a DistributedDataParallel that broadcasts buffers looks at it,
+    `reserve` the longest sequence first.
+    """
 
     def __init__(self, length: int) -> None:
         super().__init__()
-        self.register_buffer("table", self._compute(length), persistent=False)
+        self.register_buffer("table", self._compute(length).to(torch.get_default_dtype()), persistent=False)
 
     table: Tensor
 
     @abstractmethod
     def _compute(self, length: int) -> Float[Tensor, "length *row"]:
-        """Return the rows of so many positions, in float32."""
+        """Return the rows of so many positions, in float64."""
+
+    def derive(self) -> None:
+        """Write the table."""
+        self.table.copy_(self._compute(self.table.size(0)))
 
     def reserve(self, length: int) -> None:
         """Let the table have so many rows at least."""
@@ -70,7 +80,7 @@ class Sinusoidal(PositionTable):
         super().__init__(length)
 
     def _compute(self, length: int) -> Float[Tensor, "length dim"]:
-        return sinusoidal_table(length, self.dim).float()
+        return sinusoidal_table(length, self.dim)
 
     def forward(self, x: Float[Tensor, "batch length dim"], offset: Offset = 0) -> Float[Tensor, "batch length dim"]:
         """Add the positions `offset`, `offset + 1`, ..."""
@@ -115,7 +125,7 @@ class Rotary(PositionTable):
     def _compute(self, length: int) -> Float[Tensor, "length pairs 2"]:
         rate = self.base ** (-torch.arange(0, self.width, 2, dtype=torch.float64) / self.width)
         angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
-        return torch.stack([angle.cos(), angle.sin()], -1).float()
+        return torch.stack([angle.cos(), angle.sin()], -1)
 
     def forward(
         self, x: Float[Tensor, "batch heads length width"], offset: Offset = 0
@@ -140,10 +150,19 @@ class RelativeBias(PositionBias):
 
     Source: Raffel et al. (2020), section 2.1, in the form of its published code: half of the buckets are exact
     distances, the other half grow logarithmically up to `max_distance`, beyond which all share the last; any length.
+
+    Raises:
+        ValueError: there are too few buckets for both halves, or `max_distance` lies inside the exact ones.
     """
 
     def __init__(self, num_heads: int, *, causal: bool, buckets: int = 32, max_distance: int = 128) -> None:
         super().__init__()
+        exact = (buckets if causal else buckets // 2) // 2
+        if exact < 1 or max_distance <= exact:
+            raise ValueError(
+                f"buckets={buckets} give {exact} exact distances, and max_distance={max_distance} must be more than "
+                "those, which must be 1 or more: 32 and 128 are usual."
+            )
         self.causal, self.buckets, self.max_distance = causal, buckets, max_distance
         self.weight = nn.Parameter(torch.empty(buckets, num_heads))
         nn.init.normal_(self.weight, std=0.02)

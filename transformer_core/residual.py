@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transformer_core.choices import check_choice
+from transformer_core.derived import Derived
 from transformer_core.dropout import Dropout
 
 NormName = Literal["layer", "rms"]
@@ -14,11 +16,16 @@ Order = Literal["post", "pre"]
 
 
 def make_norm(name: NormName, dim: int, *, eps: float = 1e-5) -> nn.Module:
-    """Build LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last `dim` features."""
+    """Build LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last `dim` features.
+
+    Raises:
+        ValueError: the name is another.
+    """
+    check_choice("norm", name, NormName)
     return nn.LayerNorm(dim, eps=eps) if name == "layer" else nn.RMSNorm(dim, eps=eps)
 
 
-class DropPath(nn.Module):
+class DropPath(Derived):
     """Add a branch to what goes past it; in training leave it out for a share of the examples, which then cost nothing.
 
     Source: Huang et al. (2016), stochastic depth. Which examples is drawn anew at each call; the branch of the others
@@ -34,6 +41,10 @@ class DropPath(nn.Module):
 
     kept_share: Tensor
     """1 - rate, as a tensor: from a number the compiler would compile each block of a stack for its own."""
+
+    def derive(self) -> None:
+        """Write the share."""
+        self.kept_share.fill_(1.0 - self.rate)
 
     def forward(
         self,
@@ -95,6 +106,7 @@ class AddNorm(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_choice("order", order, Order)
         self.order = order
         self.norm = make_norm(norm, dim, eps=eps)
         self.dropout = Dropout(dropout)
@@ -106,7 +118,8 @@ class AddNorm(nn.Module):
     ) -> Float[Tensor, "batch *length dim"]:
         """Run `sublayer`, a map from (batch, ..., dim) and `inputs` to (batch, ..., dim), on its branch.
 
-        `inputs` have one row for each example, or one for all.
+        `inputs` have one row for each example, or one for all. What differs from example to example must be among them,
+        a mask above all: with `drop_path` the sublayer sees some of the examples alone.
         """
 
         def branch(x: Tensor, *inputs: Tensor | None) -> Tensor:

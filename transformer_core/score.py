@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transformer_core.choices import check_choice
+
 ScoreName = Literal["scaled_dot", "dot", "additive", "bilinear", "cosine", "gaussian"]
 
 
@@ -204,7 +206,12 @@ class GaussianKernel(Score):
 
 
 def make_score(name: ScoreName, width: int) -> Score:
-    """Build the score of that name for heads of `width` features, with the defaults of a Transformer block."""
+    """Build the score of that name for heads of `width` features, with the defaults of a Transformer block.
+
+    Raises:
+        ValueError: the name is another.
+    """
+    check_choice("score", name, ScoreName)
     match name:
         case "scaled_dot":
             return ScaledDotProduct()

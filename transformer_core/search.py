@@ -87,7 +87,7 @@ def search(
     never generated, but still hold probability; a `prefix` may hold them. A prefix is forced upon its sentence and its
     log-probability is counted. Draws follow `sentence_ids`, by default the positions in the batch. Without `scores` a
     greedy search goes by the logits as they are, which is quicker, and its hypotheses have scores of nan. ValueError if
-    the prefixes do not fit, FloatingPointError if the decoder gives NaN.
+    the prefixes do not fit, or ids are none of the decoder's, FloatingPointError if the decoder gives NaN.
     """
     sentences, rows, device = len(max_lengths), config.rows_per_sentence, max_lengths.device
     if sentences == 0:
@@ -96,7 +96,10 @@ def search(
     prefix = [()] * sentences if prefix is None else prefix
     constraints = Constraints(config, limits, eos_id, device, banned, prefix)
     if config.sample or config.beams == 1:
-        frontier = Draws(config, limits, eos_id, device, sentence_ids or range(sentences))
+        sentence_ids = range(sentences) if sentence_ids is None else sentence_ids
+        if len(sentence_ids) != sentences:
+            raise ValueError(f"{len(sentence_ids)} sentence_ids for {sentences} sentences: give one each.")
+        frontier = Draws(config, limits, eos_id, device, sentence_ids)
     else:
         frontier = Beams(config, limits, eos_id, device)
     plain = not scores and config.beams == 1 and not config.sample
@@ -106,6 +109,8 @@ def search(
     patience = 1 if device.type == "cpu" else 4  # steps between two questions to the device: each waits for it
     for step in range(1, max(limits) + 2):
         logits = state.step(tokens)
+        if not all(0 <= id < logits.size(1) for id in (eos_id, *banned)):
+            raise ValueError(f"eos_id={eos_id} or banned={list(banned)} is no id of {logits.size(1)} tokens.")
         log_probs = logits if plain else _log_softmax(logits)
         constraints.apply(log_probs, frontier.history)
         tokens, parents = frontier.advance(log_probs)

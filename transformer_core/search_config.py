@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from transformer_core.config import check_choices
+from transformer_core.choices import check_choice
 
 Penalty = Literal["none", "average", "gnmt"]
 Stop = Literal["first_k", "best_possible"]
@@ -55,7 +55,8 @@ class SearchConfig:
     """Sampling: the draws follow from it, the sentence and the number of the draw, not from the batch."""
 
     def __post_init__(self) -> None:
-        check_choices(self, length_penalty=Penalty, stop=Stop)
+        check_choice("length_penalty", self.length_penalty, Penalty)
+        check_choice("stop", self.stop, Stop)
         for name in ("beams", "n_best", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--search.{name}={getattr(self, name)} must be at least 1.")

@@ -57,8 +57,14 @@ class CachedState:
         """Append one token to each hypothesis and return the logits of the next one.
 
         Raises:
-            ValueError: the capacity is used up.
+            ValueError: the capacity is used up, or there are not `beams` tokens for each sentence.
         """
+        sentences, beams = len(self.memory.keys_values[0].key), self.cache.beams
+        if len(tokens) != sentences * beams:
+            raise ValueError(
+                f"{len(tokens)} tokens for {sentences} sentences of beams={beams}: build the state with the "
+                "rows_per_sentence of the search, and a new one for each search."
+            )
         if self.replay is None:
             return self._step(tokens)
         self.steps += 1

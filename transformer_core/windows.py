@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from transformer_core.derived import Derived
 from transformer_core.multihead import MultiHeadAttention
 from transformer_core.position import PositionBias
 
@@ -64,7 +65,7 @@ def padded_size(grid: Size, window: Size) -> Size:
     return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
 
 
-class WindowBias(PositionBias):
+class WindowBias(PositionBias, Derived):
     """A learned number per head and offset between two places of a window, added to the scores.
 
     Source: Liu et al. (2021), section 3.2, "relative position bias". The table lies as in the published code: row
@@ -79,6 +80,10 @@ class WindowBias(PositionBias):
         self.register_buffer("index", self._index(), persistent=False)
 
     index: Tensor
+
+    def derive(self) -> None:
+        """Write the rows of the table, pair by pair."""
+        self.index.copy_(self._index())
 
     def _index(self) -> Int[Tensor, "length length"]:
         height, width = self.window

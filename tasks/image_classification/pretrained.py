@@ -26,7 +26,8 @@ class PretrainedConfig:
     """Weights to start from, and how far they may move."""
 
     path: str = ""
-    """A .safetensors or .pth file of timm, torchvision, Hugging Face or one of our runs; empty: start at random."""
+    """A .safetensors or .pth file of timm, torchvision, Hugging Face or one of our runs, or a folder with a
+    `model.safetensors`; empty: start at random."""
     grid: tuple[int, int] | None = None
     """Rows and columns of patches that it was trained on, where they were not a square."""
     layer_decay: float = 1.0
@@ -37,8 +38,10 @@ class PretrainedConfig:
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: choose more than 0 and at most 1; 0.65 to 0.9 is usual.")
-        if self.freeze and not self.path:
-            raise ValueError("freeze=True trains the head alone, so weights must be given, --pretrained.path.")
+        if (self.freeze or self.layer_decay < 1) and not self.path:
+            raise ValueError(
+                "freeze and layer_decay are for weights that have learned something: name them, --pretrained.path."
+            )
 
 
 class Fitted(NamedTuple):
@@ -130,6 +133,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises InputError where the file is missing or holds something else.
     """
+    path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"--pretrained.path {path} is no file: name a .safetensors or .pth file of weights.")
     try:
@@ -167,7 +171,8 @@ def _positions(
     if old[0] * old[1] != places:
         raise InputError(
             f"the pretrained weights have {len(table)} positions, not {prefix} and a grid of {list(old)}: give the "
-            "grid they were trained on, --pretrained.grid."
+            f"grid they were trained on, --pretrained.grid, or as many tokens as theirs before the patches: the model "
+            f"has {prefix} (--model.vit.class_token, distillation_token, position_of_prefix)."
         )
     said.append(f"positions stretched from a grid of {list(old)} to {list(model.grid)}")
     return resize_grid(table, old, model.grid, prefix=prefix)

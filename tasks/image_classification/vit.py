@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tasks.image_classification.stem import ResNetStem
 from transformer_core import (
     BlockConfig,
+    Derived,
     Dropout,
     Encoder,
     GridRotary,
@@ -65,7 +66,7 @@ class VitConfig:
         return self.class_token + self.distillation_token + self.registers
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Derived):
     """Images in, logits of the classes out (Dosovitskiy et al. 2021).
 
     The sequence is the class token, the distillation token and the registers, as far as there are any, then the
@@ -104,7 +105,8 @@ class VisionTransformer(nn.Module):
                 self.position = nn.Parameter(torch.empty(places, block.dim))
                 nn.init.trunc_normal_(self.position, std=0.02)
             case "sinusoidal":
-                self.register_buffer("position", sinusoidal_grid(rows, columns, block.dim).float(), persistent=False)
+                self.register_buffer("position", torch.empty(rows * columns, block.dim), persistent=False)
+                self.derive()
             case "rotary" if self.config.patch_dropout:
                 raise ValueError("position=rotary turns patches by their place in a whole grid: set patch_dropout=0.")
             case "relative":
@@ -115,6 +117,11 @@ class VisionTransformer(nn.Module):
                 self.position = None
 
     position: Tensor | None
+
+    def derive(self) -> None:
+        """Write the positions that are not learned."""
+        if "position" in self._buffers and isinstance(self.position, Tensor):
+            self.position.copy_(sinusoidal_grid(*self.grid, self.position.size(1)))
 
     def _make_attention(self, block: BlockConfig) -> nn.Module:
         width = block.dim // block.num_heads

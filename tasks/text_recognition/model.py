@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from transformer_core import (
     BlockConfig,
     CachedState,
     Decoder,
+    Derived,
     Encoder,
     FactoredLogits,
     Linear,
@@ -38,19 +40,26 @@ class ReaderConfig:
             raise ValueError("--model.encoder_depth, decoder_depth and both sides of patch_size are 1 or more.")
 
 
-class Reader(nn.Module):
+class Reader(Derived):
     """An image in, for each position of its text the factors of the logits out."""
 
     def __init__(self, config: ReaderConfig, vocabulary: int, *, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
         block = config.block
-        rows, columns = (side // patch for side, patch in zip(size, config.patch_size, strict=True))
+        self.grid = size[0] // config.patch_size[0], size[1] // config.patch_size[1]
         self.patches = PatchEmbedding(channels, block.dim, config.patch_size)
-        self.register_buffer("places", sinusoidal_grid(rows, columns, block.dim).float(), persistent=False)
+        self.register_buffer("places", torch.empty(self.grid[0] * self.grid[1], block.dim), persistent=False)
+        self.derive()
         self.encoder, self.decoder = Encoder(block, config.encoder_depth), Decoder(block, config.decoder_depth)
         self.embedding = TokenEmbedding(vocabulary, block, pad_id=PAD)
         self.output = Linear(block.dim, vocabulary, bias=False)
         self.output.weight = self.embedding.tokens.weight
+
+    places: Tensor
+
+    def derive(self) -> None:
+        """Write where the patches stand."""
+        self.places.copy_(sinusoidal_grid(*self.grid, self.places.size(1)))
 
     def read(self, images: Tensor) -> Memory:
         """Encode images, (batch, channels, height, width) uint8, for the decoder."""

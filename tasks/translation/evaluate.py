@@ -17,7 +17,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 
 References = Sequence[str] | Sequence[Sequence[str]]
 """One reference per hypothesis, or several lists of that kind (not one list of alternatives per hypothesis)."""
@@ -30,8 +30,10 @@ FEWEST_RESAMPLES = 40
 class ScoreConfig:
     """How translations are scored; the defaults are those of sacrebleu, so that its command prints the same numbers."""
 
-    tokenize: Literal["13a", "none", "intl", "char", "zh"] = "13a"
-    """How BLEU splits text into words. `none` is for tokenised text, and comparable only with its like."""
+    tokenize: Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab", "flores101", "flores200"] = "13a"
+    """How BLEU splits text into words. `none` is for tokenised text, and comparable only with its like; `zh`,
+    `ja-mecab` and `ko-mecab` are for languages that `13a` cannot split, the latter two with further packages
+    (`sacrebleu[ja]`, `sacrebleu[ko]`); `flores` is a vocabulary that sacrebleu fetches."""
     lowercase: bool = False
     """Ignore case in BLEU and chrF; TER always ignores it."""
     bootstrap: int = 0
@@ -97,7 +99,7 @@ def score(hypotheses: Sequence[str], references: References, config: ScoreConfig
     """
     streams = _streams(references)
     check_aligned({"hypotheses": hypotheses, **_numbered(streams)})
-    return [_score(metric, hypotheses, streams, config) for metric in _metrics(config)]
+    return [_score(metric, hypotheses, streams, config) for metric in make_metrics(config)]
 
 
 def compare(a: Sequence[str], b: Sequence[str], references: References, config: ScoreConfig) -> list[Comparison]:
@@ -111,7 +113,7 @@ def compare(a: Sequence[str], b: Sequence[str], references: References, config: 
         )
     streams = _streams(references)
     check_aligned({"a": a, "b": b, **_numbered(streams)})
-    metrics = {type(metric).__name__: metric for metric in _metrics(config)}
+    metrics = {type(metric).__name__: metric for metric in make_metrics(config)}
     with _sacrebleu_seed(config.seed):
         test = PairedTest([("a", a), ("b", b)], metrics, streams, test_type="bs", n_samples=config.bootstrap)
         signatures, results = test()
@@ -174,15 +176,18 @@ def check_aligned(texts: Mapping[str, Sequence[str]]) -> None:
             )
 
 
-def _metrics(config: ScoreConfig) -> list[Metric]:
-    """Return fresh metrics: a metric keeps the count of references and resamples that its signature prints."""
+def make_metrics(config: ScoreConfig) -> list[Metric]:
+    """Return fresh metrics: a metric keeps the count of references and resamples that its signature prints.
+
+    Raises InputError where sacrebleu lacks what its tokeniser needs.
+    """
     tokenised = config.tokenize == "none"
-    return [
+    try:
         # The warning about text that looks tokenised is wanted, except where tokenised text is what was asked for.
-        BLEU(tokenize=config.tokenize, lowercase=config.lowercase, force=tokenised),
-        CHRF(lowercase=config.lowercase),
-        TER(),
-    ]
+        bleu = BLEU(tokenize=config.tokenize, lowercase=config.lowercase, force=tokenised)
+    except Exception as error:  # of many kinds: a package is missing, or a vocabulary cannot be fetched
+        raise InputError(f"scores.tokenize={config.tokenize}: {one_line(error)}") from None
+    return [bleu, CHRF(lowercase=config.lowercase), TER()]
 
 
 def _score(metric: Metric, hypotheses: Sequence[str], streams: list[Sequence[str]], config: ScoreConfig) -> Score:

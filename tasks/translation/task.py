@@ -1,5 +1,6 @@
 """Translation as the training loop sees it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from tasks.errors import InputError
 from tasks.task import Loss, Split, Task
-from tasks.translation.evaluate import Score, ScoreConfig, behaviour, score
+from tasks.translation.evaluate import Score, ScoreConfig, behaviour, make_metrics, score
 from tasks.translation.model import EncoderDecoder, TranslationConfig, make_model
 from tasks.translation.pairs import PairData, TextPairs
 from tasks.translation.shortlist import Shortlist
@@ -20,7 +21,10 @@ from transformer_core import FactoredLogits, linear_cross_entropy, padding_mask
 from transformer_core.loss import log_likelihood
 from transformer_core.search import Ensemble, Hypothesis, SearchConfig, search
 
+log = logging.getLogger(__name__)
 LENGTH_FACTOR, LENGTH_EXTRA = 2, 20
+UNSPACED = {"ja", "km", "lo", "my", "th", "zh"}
+"""Languages that put no spaces between words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,11 @@ class Translation(Task[Batch]):
 
     def prepare(self, folder: Path) -> None:
         """Read the text, train the vocabulary unless the run has one, cut the text into pieces."""
+        make_metrics(self.scores)  # tells now what they lack
+        if self.data.target.split("_")[0] in UNSPACED and self.scores.tokenize == "13a":
+            log.warning(
+                "scores.tokenize=13a splits text at spaces, which %s has not: see its choices", self.data.target
+            )
         self.pairs = PairData(self.data, folder)
 
     def digest(self) -> str:

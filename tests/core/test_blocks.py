@@ -13,8 +13,10 @@ from transformer_core import (
     Encoder,
     EncoderBlock,
     FeedForward,
+    MultiHeadAttention,
     causal_mask,
     make_norm,
+    make_score,
     padding_mask,
 )
 from transformer_core.position import PositionName
@@ -287,11 +289,47 @@ def test_every_option_of_the_config_reaches_the_block():
         ({"num_heads": -4}, "num_heads=-4"),
         ({"num_kv_heads": 0}, "num_kv_heads=0"),
         ({"num_kv_heads": -2}, "num_kv_heads=-2"),
+        ({"hidden_dim": 0}, "hidden_dim=0 is no size"),
+        ({"max_length": -5}, "max_length=-5 is no size"),
+        ({"layer_scale": -0.1}, "layer_scale=-0.1 is negative"),
     ],
 )
 def test_a_config_that_cannot_be_built_names_what_to_change(options, message):
     with pytest.raises(ValueError, match=message):
         BlockConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FeedForward(8, 8, activation="silu"), "activation='silu' is unknown: choose among relu, gelu"),
+        (lambda: make_norm("batch", 8), "norm='batch' is unknown: choose among layer, rms"),
+        (lambda: AddNorm(8, order="both"), "order='both' is unknown: choose among post, pre"),
+        (lambda: make_score("gausian", 8), "score='gausian' is unknown: .* gaussian"),
+        (lambda: MultiHeadAttention(8, 2, position="rotary"), "score and position are modules"),
+        (lambda: MultiHeadAttention(8, 2, score="dot"), "score and position are modules"),
+        (lambda: MultiHeadAttention(8, 2, dropout=1.5), "dropout=1.5 is no share"),
+    ],
+)
+def test_a_name_that_is_none_is_not_taken_for_another(make, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_hooks_see_is_not_written_over():
+    layer, x, seen = FeedForward(8, 16), torch.randn(3, 8, requires_grad=True), []
+    layer.wide.register_forward_hook(lambda module, given, out: seen.append(out))
+    layer.wide.register_full_backward_hook(lambda *given: None)
+    layer(x).sum().backward()
+    assert_close(seen[0], nn.functional.linear(x, layer.wide.weight, layer.wide.bias))
+
+
+def test_masks_that_could_mean_two_things_are_refused(unchecked):
+    block, x = EncoderBlock(config()), torch.randn(3, 5, 12)
+    with pytest.raises(ValueError, match=r"a mask of \(3, 5, 5\) can mean examples or heads"):
+        block(x, torch.ones(3, 5, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="the mask holds torch.float32"):
+        block(x, torch.zeros(5, 5))
 
 
 def test_a_config_cannot_be_changed():

@@ -12,8 +12,10 @@ from transformer_core import (
     CachedState,
     Decoder,
     DecoderBlock,
+    SearchConfig,
     TokenEmbedding,
     padding_mask,
+    search,
 )
 from transformer_core.linear import Linear
 from transformer_core.multihead import record_attention
@@ -95,6 +97,47 @@ def test_a_decoder_equals_torch(order):
     layer = nn.TransformerDecoderLayer(12, 3, 17, 0.0, batch_first=True, norm_first=order == "pre")
     theirs = nn.TransformerDecoder(layer, 3, nn.LayerNorm(12) if order == "pre" else None).double()
     check_against_torch(Decoder(config(order=order), depth=3).double(), theirs, padded=True)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_a_decoder_without_memory_is_a_causal_encoder_of_torch(order):
+    layer = nn.TransformerEncoderLayer(12, 3, 17, 0.0, batch_first=True, norm_first=order == "pre")
+    norm = nn.LayerNorm(12) if order == "pre" else None
+    theirs = nn.TransformerEncoder(layer, 3, norm, enable_nested_tensor=False).double()
+    ours = Decoder(config(order=order), 3, cross=False).double()
+    names = {"self_attn.out_proj.": "self_attention.output.", "norm2.": "feed_forward_branch.norm."} | NAMES
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    given = theirs.state_dict()
+    for old, new in names.items():
+        given = {name.replace(old, new): value for name, value in given.items()}
+    ours.load_state_dict(given)
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    hidden = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
+    assert_close(ours(x), theirs(x, hidden, is_causal=True), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("position", ["sinusoidal", "rotary", "relative"])
+def test_a_language_model_is_searched_as_it_computes_whole_sequences(beams, position):
+    block = config(position=position)
+    model, embedding = Decoder(block, 2, cross=False).double().eval(), TokenEmbedding(9, block).double().eval()
+    output = Linear(12, 9).double()
+    nothing = model.read(torch.zeros(2, 0, 12, dtype=torch.float64))
+    state = CachedState(model, embedding, output, nothing, beams=beams, capacity=9)
+    limits = torch.tensor([6, 4])
+    found = search(state, SearchConfig(beams=beams), max_lengths=limits, bos_id=1, eos_id=2)
+    for hypotheses, limit in zip(found, limits.tolist(), strict=True):
+        ids = [1, *hypotheses[0].ids]
+        log_probs = output(model(embedding(torch.tensor([ids])))).log_softmax(-1)[0]
+        following = [*ids[1:], 2]
+        expected = sum(log_probs[at, id].item() for at, id in enumerate(following))
+        assert hypotheses[0].log_probability == pytest.approx(expected, abs=1e-9) and len(ids) - 1 <= limit
+
+
+def test_a_decoder_that_wants_a_memory_says_so(decoder):
+    with pytest.raises(ValueError, match="there is no memory to look at"):
+        decoder(torch.randn(2, 3, 32))
 
 
 # The future.
@@ -245,6 +288,25 @@ def test_two_decodings_of_one_memory_do_not_meet(decoder):
         outs = [decoder(x[:, at : at + 1], memory, cache) for x, cache in zip((left, right), caches, strict=True)]
     assert_close(outs[0][:, 0], decoder(left, memory)[:, -1])
     assert_close(outs[1][:, 0], decoder(right, memory)[:, -1])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_memory_serves_one_search_after_another(decoder, device):
+    memory = decoder.to(device).read(torch.randn(20, 16, 32, device=device))
+    steps = memory.for_steps()
+    for pair, copy in zip(memory.keys_values, steps.keys_values, strict=True):
+        assert all(one is not other for one, other in zip(pair, copy, strict=True))
+    if device == "cpu":
+        before = [each.clone() for pair in memory.keys_values for each in pair]
+        steps.keep(torch.tensor([3, 1]))
+        assert all(map(torch.equal, before, [each for pair in memory.keys_values for each in pair]))
+
+
+def test_a_state_for_other_rows_than_those_of_the_search_says_so(decoder):
+    embedding = TokenEmbedding(9, BlockConfig(dim=32, num_heads=2))
+    state = CachedState(decoder, embedding, Linear(32, 9), decoder.read(torch.randn(2, 5, 32)), beams=1, capacity=9)
+    with pytest.raises(ValueError, match="10 tokens for 2 sentences of beams=1: .* rows_per_sentence"):
+        search(state, SearchConfig(beams=5), max_lengths=torch.tensor([3, 3]), bos_id=1, eos_id=2)
 
 
 def test_more_positions_than_the_capacity_are_refused(decoder):

@@ -14,6 +14,8 @@ from transformer_core import (
     MultiHeadAttention,
     RelativeBias,
     Rotary,
+    ScaledDotProduct,
+    attention,
     attention_weights,
     make_score,
     padding_mask,
@@ -289,11 +291,25 @@ def test_a_position_is_not_silently_left_out_towards_a_memory():
         layer(x, layer.keys_values(x))
 
 
+@pytest.mark.parametrize("keys", [20, 60])
+@pytest.mark.parametrize("learning", [False, True])
+def test_one_example_of_queries_looks_at_all_memories(keys, learning):
+    layer, latents, source = MultiHeadAttention(12, 3), torch.randn(1, 4, 12), torch.randn(3, keys, 12)
+    with torch.set_grad_enabled(learning):
+        found = layer(latents, layer.keys_values(source))
+        assert_close(found, layer(latents.expand(3, -1, -1), layer.keys_values(source)))
+        one = layer(latents.expand(3, -1, -1), layer.keys_values(source[:1]))
+        assert_close(one[2], layer(latents, layer.keys_values(source[:1]))[0])
+
+
 def test_heads_that_cannot_share_the_features_are_refused():
     with pytest.raises(ValueError, match="dim=12 cannot be split over num_heads=5: .* for example 4"):
         MultiHeadAttention(12, 5)
     with pytest.raises(ValueError, match="num_heads=6 cannot share num_kv_heads=4"):
         MultiHeadAttention(12, 6, num_kv_heads=4)
+    query, key = torch.randn(1, 4, 5, 2), torch.randn(1, 3, 5, 2)
+    with pytest.raises(ValueError, match="3 heads of keys do not divide 4 heads of queries"):
+        attention(query, key, key, score=ScaledDotProduct())
 
 
 def test_weights_can_be_had_without_the_layer(theirs):

@@ -1,18 +1,24 @@
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from transformer_core import (
     BlockConfig,
+    Encoder,
+    GridRotary,
     Learned,
+    MultiHeadAttention,
     RelativeBias,
     Rotary,
     Sinusoidal,
     TokenEmbedding,
+    WindowAttention,
+    WindowBias,
     sinusoidal_table,
 )
 
@@ -56,6 +62,36 @@ def test_the_sinusoidal_table_grows_with_the_sequence(offset):
 @pytest.mark.parametrize("make", [lambda: Sinusoidal(6), lambda: Rotary(6)])
 def test_tables_are_no_part_of_a_checkpoint(make):
     assert not make().state_dict()
+
+
+@pytest.mark.parametrize("make", [lambda: Sinusoidal(8), lambda: Rotary(8), lambda: GridRotary(8, (3, 4))])
+def test_tables_are_as_exact_as_the_model(make):
+    position = make().half().double()
+    assert torch.equal(position.table, position._compute(len(position.table)))
+    position.float().reserve(position.table.size(0))
+    assert torch.equal(position.table, position._compute(len(position.table)).float())
+
+
+def test_a_model_made_without_memory_has_its_tables_afterwards():
+    block = BlockConfig(dim=8, num_heads=2, hidden_dim=8, position="rotary", drop_path=0.5)
+
+    def make() -> nn.Module:
+        windows = WindowAttention(MultiHeadAttention(8, 2, position=WindowBias(2, (2, 3))), (2, 3), shifted=True)
+        return nn.ModuleList([TokenEmbedding(11, replace(block, position="sinusoidal")), Encoder(block, 2), windows])
+
+    with torch.device("meta"):
+        empty = make()
+    whole, filled = make(), empty.to_empty(device="cpu")
+    filled.load_state_dict(whole.state_dict())
+    assert dict(filled.named_buffers()).keys() == dict(whole.named_buffers()).keys() != set()
+    for name, buffer in filled.named_buffers():
+        assert torch.equal(buffer, whole.get_buffer(name)), name
+
+
+@pytest.mark.parametrize(("causal", "buckets", "max_distance"), [(True, 1, 9), (False, 2, 9), (True, 32, 16)])
+def test_buckets_that_leave_no_room_are_refused(causal, buckets, max_distance):
+    with pytest.raises(ValueError, match=f"buckets={buckets} give .* max_distance={max_distance} must be more"):
+        RelativeBias(2, causal=causal, buckets=buckets, max_distance=max_distance)
 
 
 def test_an_odd_dim_has_no_sinusoidal_table():

@@ -508,6 +508,21 @@ def test_prefixes_that_do_not_fit_are_refused(prefix, message):
         run(Recurrent.random(1), SearchConfig(), [0, 1], [5, 3], prefix=prefix)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eos_id": -1}, "eos_id=-1 or banned=.* is no id of 5 tokens"),
+        ({"eos_id": 5}, "eos_id=5"),
+        ({"banned": [5]}, r"banned=\[5\]"),
+        ({"sentence_ids": [3, 4], "config": SearchConfig(sample=True)}, "2 sentence_ids for 1 sentences"),
+    ],
+)
+def test_ids_that_are_none_are_refused(options, message):
+    given = {"config": SearchConfig(beams=1), "eos_id": EOS} | options
+    with pytest.raises(ValueError, match=message):
+        search(Table([[0.0] * 5]), max_lengths=torch.tensor([3]), bos_id=BOS, **given)
+
+
 def test_an_empty_ensemble_is_refused():
     with pytest.raises(ValueError, match="at least one decoder"):
         Ensemble([])

@@ -169,7 +169,7 @@ def test_files_and_flags_are_taken_from_left_to_right(config):
         ("model.block.score", "on", "on"),
         ("data.betas", "[1e-1, 5]", (0.1, 5.0)),
         ("data.names", "[a, 'no']", ("a", "no")),
-        ("data.names", "007", ("007",)),
+        ("data.names", "one", ("one",)),
         ("train.out", "~/runs", Path("~/runs").expanduser()),
         ("train.note", "~5 hours", "~5 hours"),
         ("data.corpora", "[{language: no, weight: 1e-2}, {}]", (Corpus(language="no", weight=0.01), Corpus())),
@@ -240,7 +240,7 @@ def test_an_unknown_flag_is_named_with_the_nearest(flag, nearest):
         ("train: {note: {a: 1}}", "a.yaml:1: train.note wants text or null, got {a: 1}"),
         ("seed: 1.5", "a.yaml:1: seed wants a whole number, got 1.5"),
         ("seed:", "a.yaml:1: seed wants a whole number, got nothing"),
-        ("data: {betas: [1]}", "a.yaml:1: data.betas wants tuple[float, float], got [1]"),
+        ("data: {betas: [1]}", "a.yaml:1: data.betas wants a list [a number, a number], got [1]"),
         ("data:\n  corpora:\n  - weight: x", "a.yaml:3: weight wants a number, got x"),
         (
             "data:\n  corpora:\n  - a.en",

@@ -188,9 +188,27 @@ def test_other_weights_and_ensembles(trained, capsys, translations):
         return found[0]["log_probability"]
 
     assert lines(final)[0]["text"] == translations[5]
+    assert run(translate, capsys, trained.folder, "--text", LINES[5], "--weights", early, "--json")
     assert lines(final, last)[0]["text"] == translations[5]
     assert score(lines(final, last)) == pytest.approx(score(lines(final)), abs=1e-4)
     assert score(lines(early)) < score(lines(early, last)) - 1e-3 < score(lines(last)) - 1e-3
+
+
+def test_weights_of_another_vocabulary_are_refused(trained, tmp_path):
+    weights = tmp_path / "checkpoints" / "step-00000120"
+    shutil.copytree(trained.folder / "checkpoints" / weights.name, weights)
+    load(trained.folder, weights=weights)
+    shutil.copy(trained.folder / "vocabulary.model.sha256", tmp_path)
+    load(trained.folder, weights=weights)
+    (tmp_path / "vocabulary.model.sha256").write_text("another")
+    with pytest.raises(InputError, match=r"step-00000120 belongs to a run with another vocabulary\.model"):
+        load(trained.folder, weights=weights)
+
+
+def test_several_translations_are_written_as_json_alone(trained, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(translate, capsys, trained.folder, "--text", "red dog", "--search.beams", "2", "--search.n_best", "2")
+    assert caught.value.code == 2 and "--search.n_best 2 needs --json" in capsys.readouterr().err
 
 
 def typed(trained, monkeypatch, text: bytes, *arguments: str) -> None:

@@ -164,6 +164,15 @@ def test_settings_that_sacrebleu_would_silently_ignore_are_refused(values, messa
         ScoreConfig(**values)
 
 
+def test_what_a_tokeniser_lacks_is_told(monkeypatch):
+    def lacking(**settings):
+        raise RuntimeError("\nJapanese needs more.\n\n  pip install sacrebleu[ja]\n")
+
+    monkeypatch.setattr("tasks.translation.evaluate.BLEU", lacking)
+    with pytest.raises(InputError, match=r"^scores.tokenize=ja-mecab: Japanese needs more. pip install sacrebleu\[ja"):
+        score(["a"], [["a"]], ScoreConfig(tokenize="ja-mecab"))
+
+
 def test_comparisons_are_those_of_the_sacrebleu_command(tmp_path, references):
     a, b = worsen(references, 0.3, "e"), worsen(references, 0.3, "f")
     # Its JSON cannot print the intervals, which are float32: read the table.

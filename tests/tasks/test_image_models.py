@@ -357,7 +357,7 @@ def test_weights_that_do_not_fit_are_named():
 
 def test_earlier_blocks_learn_more_slowly_and_a_probe_trains_the_head_alone():
     model = vit()
-    factors = rate_factors(model, PretrainedConfig(layer_decay=0.5))
+    factors = rate_factors(model, PretrainedConfig(path="any.pth", layer_decay=0.5))
     assert factors["head.weight"] == factors["encoder.norm.bias"] == 1.0
     assert factors["encoder.blocks.2.attention.input.weight"] == 0.5
     assert factors["encoder.blocks.0.feed_forward.wide.bias"] == 0.125
@@ -365,7 +365,7 @@ def test_earlier_blocks_learn_more_slowly_and_a_probe_trains_the_head_alone():
     probe = rate_factors(model, PretrainedConfig(path="any.pth", freeze=True))
     assert {name for name, factor in probe.items() if factor} == {"head.weight", "head.bias"}
     assert set(probe) == set(factors) == {name for name, _ in model.named_parameters()}
-    windows = rate_factors(swin(), PretrainedConfig(layer_decay=0.5))
+    windows = rate_factors(swin(), PretrainedConfig(path="any.pth", layer_decay=0.5))
     assert windows["mergings.0.norm.weight"] == windows["stages.0.1.attention.attention.position.weight"] == 0.125
     assert windows["patch_norm.weight"] == 0.5**5
 

@@ -422,7 +422,7 @@ def test_matrices_alone_decay_and_the_momentum_of_sgd_is_the_first_beta(make, ki
 
 
 def test_layer_decay_gives_each_weight_its_factor_and_a_frozen_one_needs_no_gradient(make):
-    task = make(pretrained=PretrainedConfig(layer_decay=0.5))
+    task = make(pretrained=PretrainedConfig(path="any.pth", layer_decay=0.5))
     model = task.build()
     groups = groups_of(model, TrainConfig(weight_decay=0.07), task.rate_factors(model))
     assert groups.keys() == dict(model.named_parameters()).keys()

@@ -75,7 +75,7 @@ class Reference(nn.Module):
         return states @ self.target.weight.T
 
     def embed(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
-        table = sinusoidal_table(ids.size(1), DIM).float()  # the model keeps its table in float32
+        table = sinusoidal_table(ids.size(1), DIM)
         return embedding(ids) * math.sqrt(DIM) + table
 
     def take_over(self, model: TranslationModel) -> None:
