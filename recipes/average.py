@@ -7,12 +7,11 @@ python -m recipes.translate runs/demo --weights '[runs/demo/averaged.safetensors
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from recipes import checkpoint
 from recipes.config import launch
 from recipes.state import CHECKPOINTS, mean_weights
 from tasks.errors import InputError
+from tasks.writing import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +34,8 @@ def main(recipe: Recipe) -> None:
     last = len(paths) if recipe.last is None else recipe.last
     if not 1 <= last <= len(paths):
         raise InputError(f"{recipe.run} has {len(paths)} checkpoints: choose --last from 1 to {len(paths)}.")
-    try:
-        checkpoint.write_tensors(Path(recipe.output), mean_weights(paths[-last:]))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"--output {recipe.output}: cannot be written ({error}).") from error
+    with whole(Path(recipe.output)) as aside:
+        checkpoint.write_tensors(aside, mean_weights(paths[-last:]))
 
 
 if __name__ == "__main__":

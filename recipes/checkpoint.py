@@ -57,7 +57,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         if not _already_saved(final, manifest):
             os.rename(aside, final)
         _sync(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
         raise InputError(f"{final} cannot be saved: {error}; it needs {needed:,} bytes") from error
     finally:
@@ -157,6 +157,8 @@ def clean(folder: Path) -> None:
     for path in [*folder.glob(".tmp-*"), *folder.glob(".trash-*")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        elif path.is_file() and not path.is_symlink():
+            path.unlink()
 
 
 def check_writable(folder: Path) -> None:
@@ -193,7 +195,10 @@ def _already_saved(final: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
-    """Store each piece of memory once: safetensors refuses shared memory, so other names go into its metadata."""
+    """Store each piece of memory once: safetensors refuses shared memory, so other names go into its metadata.
+
+    Raises OSError where the disk refuses.
+    """
     unique: dict[str, Tensor] = {}
     names: dict[Any, str] = {}
     aliases: dict[str, str] = {}
@@ -210,7 +215,10 @@ def write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
         storages.add(storage)
     path.touch()
     mode = path.stat().st_mode
-    save_file(unique, path, metadata={"aliases": json.dumps(aliases)})
+    try:
+        save_file(unique, path, metadata={"aliases": json.dumps(aliases)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     path.chmod(mode)  # safetensors lets nobody else read its files
     _sync(path)
 

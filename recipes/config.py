@@ -5,8 +5,10 @@ are taken from left to right, and the last one wins. A file gives values only: n
 """
 
 import atexit
+import errno
 import gc
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -19,10 +21,13 @@ import yaml
 
 from recipes.settings import Settings, print_help
 from tasks.errors import InputError
+from tasks.writing import whole
 
 Recipe = TypeVar("Recipe")
 RECIPE = "recipe.yaml"
 """File of the configuration in a run folder."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk answers that takes no more."""
 
 
 def read(recipe_class: type[Recipe], argv: Sequence[str] | None = None, *, default: Recipe | None = None) -> Recipe:
@@ -53,6 +58,8 @@ def launch(
 ) -> None:
     """Read a recipe and run `main` on it; on InputError print one line and leave with exit code 2.
 
+    So it does where a model gives NaN, and where a disk is full.
+
     `config` is the file beside this one that is read where neither `--config` nor `--data.train` says what to train on.
     `defaults` makes, of the recipe as read, the one whose settings hold where nothing is given: those of a run, say.
 
@@ -62,6 +69,8 @@ def launch(
     # At its end Python looks through all that was imported for garbage, for more than a second, to free what is freed
     # anyhow.
     atexit.register(gc.freeze)
+    if sys.stderr is None:  # closed by whoever started this
+        mute()
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     arguments = list(sys.argv[1:] if argv is None else argv)
     if config and not any(argument.startswith(("--config", "--data.train")) for argument in arguments):
@@ -76,15 +85,26 @@ def launch(
         _leave(f"error: {error}" if first else "")
     try:
         main(recipe)
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         _leave(f"error: {error}" if first else f"error on rank {os.environ.get('RANK')}: {error}")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _leave(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}; what was saved stays")
+    except KeyboardInterrupt:
+        interrupted = 128 + signal.SIGINT
+        _leave("interrupted; what was saved stays" if first else "", interrupted)
+
+
+def mute() -> None:
+    """Say nothing from now on: whoever read standard error has left, and the work goes on."""
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
 
 def write_config(recipe: Any, path: Path) -> None:
     """Write every setting of a recipe as YAML, itself a valid `--config`; an older file is replaced as a whole."""
-    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    aside.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    aside.replace(path)
+    with whole(path) as aside:
+        aside.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def load_config(recipe_class: type[Recipe], path: Path) -> Recipe:
@@ -134,7 +154,7 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _leave(message: str) -> NoReturn:
+def _leave(message: str, code: int = 2) -> NoReturn:
     if message:
         print(_one_line(message), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

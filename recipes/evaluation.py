@@ -1,6 +1,6 @@
 """Scoring a split: every example once, over all processes, measured together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import nn
 
+from tasks.errors import InputError
 from tasks.task import Split, Task
 
 
@@ -46,3 +47,9 @@ def evaluate(
         result = [(task.measure(split, outputs), task.samples(split, outputs))]
     broadcast_object_list(result)
     return result[0]
+
+
+def check_reported(flag: str, metric: str, metrics: Mapping[str, float]) -> None:
+    """Raise InputError where a task does not report the metric that a flag names."""
+    if metric not in metrics:
+        raise InputError(f"{flag} {metric} is not reported: choose among {', '.join(metrics)}.")

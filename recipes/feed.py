@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.task import Task
 
 
@@ -86,10 +86,26 @@ def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -
         worker_init_fn=_outlive_requests,
     )
     window: list[Item] = []
-    for item in loader:
+    for item in _read(loader):
         if isinstance(item.batch, InputError):
             raise item.batch
         window.append(item)
         if item.key.last:
             yield window
             window = []
+
+
+def _read(loader: "DataLoader[Item]") -> Iterator[Item]:
+    """Yield what the loader reads. Raises InputError where one of its processes was killed."""
+    reading = iter(loader)
+    while True:
+        try:
+            item = next(reading)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not loader.num_workers or (type(error) is RuntimeError and not str(error).startswith("DataLoader work")):
+                raise
+            raise InputError(
+                f"a process that reads ahead has died ({one_line(error)}), for lack of memory maybe: lower "
+                "--train.workers; the same command continues."
+            ) from error
+        yield item

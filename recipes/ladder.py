@@ -12,13 +12,14 @@ from rich.table import Table
 from torch import Tensor
 
 from recipes import checkpoint
-from recipes.evaluation import evaluate
+from recipes.evaluation import check_reported, evaluate
 from recipes.loop import Run
 from recipes.state import CHECKPOINTS, checkpoint_path, mean_weights
 from recipes.tracking import console, number
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
 from tasks.task import Split, Task
+from tasks.writing import whole
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +50,18 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
         results[name] = {}
         for split in splits:
             results[name][split], lines[name] = evaluate(task, state.model, split, accelerator)
+    check_reported("--train.monitor", config.monitor, results["last"][splits[0]])
     sign = -1 if config.monitor in task.falling else 1
     chosen = max(results, key=lambda name: sign * results[name][splits[0]][config.monitor])
     state.model.load_state_dict(weights[chosen])
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
-    checkpoint.write_tensors(folder / MODEL, state.model.state_dict())
+    with whole(folder / MODEL) as aside:
+        checkpoint.write_tensors(aside, state.model.state_dict())
     report = {"chosen": chosen, "results": results, "scores": lines[chosen]}
-    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole(folder / "report.json") as aside:
+        aside.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     console().print(table(results, chosen))
     for line in lines[chosen]:
         console().print(line, markup=False, highlight=False, soft_wrap=True)
@@ -115,8 +119,7 @@ def table(results: dict[str, dict[str, dict[str, float]]], chosen: str) -> Table
 
 def verdict(metrics: dict[str, float], expected: Expected, run: Run) -> str:
     """Compare with what the recipe is known to reach, and name the likely cause of a distance."""
-    if expected.metric not in metrics:
-        raise InputError(f"--expected.metric {expected.metric} is not reported: choose among {', '.join(metrics)}.")
+    check_reported("--expected.metric", expected.metric, metrics)
     reached = metrics[expected.metric]
     said = f"{expected.metric} {number(reached)}, expected {number(expected.at_least)} or more"
     if reached >= expected.at_least:

@@ -25,11 +25,11 @@ from torch import nn
 from recipes import checkpoint
 from recipes.compiling import compiled
 from recipes.config import RECIPE, describe_difference, flatten, load_config, write_config
-from recipes.evaluation import evaluate
+from recipes.evaluation import check_reported, evaluate
 from recipes.feed import Item, keys, windows
 from recipes.meter import Meter
 from recipes.optimizer import make_optimizer
-from recipes.processes import StopRequest, check_launch, check_sharing, use_machine
+from recipes.processes import CLAIM, StopRequest, check_launch, check_sharing, claimed, use_machine
 from recipes.schedule import learning_rate
 from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, checkpoint_path, derived_seed
 from recipes.tracking import Display, JsonLines, console, number
@@ -47,6 +47,11 @@ MAY_CHANGE = (
     "log_every",
     "evaluate_every",
     "monitor",
+    "average",
+    "average_of",
+    "keep_last",
+    "keep_every",
+    "max_skipped",
     "save_every",
     "patience",
     "workers",
@@ -74,12 +79,19 @@ def train(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     `recipe` is the whole configuration, kept in the run folder and compared when the run is continued.
     Raises InputError for what the user has to mend; whatever was saved stays.
     """
+    with claimed(Path(config.out)):
+        return run(task, config, recipe)
+
+
+def run(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
+    """Train in a folder that nobody else trains in."""
     accelerator, state, model = prepare(task, config, recipe)
     folder, progress = Path(config.out), state.progress
     trackers(accelerator, config, recipe, progress.step)
     display = Display(steps=config.steps, done=progress.step, main=accelerator.is_main_process)
     if progress.step:
-        display.line(f"continuing {folder} after update {progress.step}")
+        past = f", which is past --train.steps {config.steps}" if progress.step > config.steps else ""
+        display.line(f"continuing {folder} after update {progress.step}{past}")
     rank, world = accelerator.process_index, accelerator.num_processes
     order = keys(
         task, accumulate=config.accumulate, epoch=progress.epoch, window=progress.window, rank=rank, world=world
@@ -135,7 +147,7 @@ def prepare(task: Task[Any], config: TrainConfig, recipe: Any) -> tuple[Accelera
     except Exception:
         if began:  # nothing was trained with these settings, so others may follow, and find nothing of these
             for path in set(folder.iterdir()) - before:
-                if path.is_file() and path.name != LOCK:
+                if path.is_file() and path.name not in (LOCK, CLAIM):
                     path.unlink(missing_ok=True)
         raise
     if accelerator.is_main_process:
@@ -192,7 +204,8 @@ def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
     with FileLock(folder / LOCK):
         task.prepare(folder)
     if accelerator.is_main_process:
-        checkpoint.clean(folder / CHECKPOINTS)
+        for place in (folder, folder / CHECKPOINTS):
+            checkpoint.clean(place)
         if accelerator.device.type == "cpu":
             console().print(str(machine), highlight=False)
             if config.precision == "bf16" and not (torch.backends.mkldnn.is_available() and has_bfloat16()):
@@ -296,17 +309,14 @@ def validate(task: Task[Any], state: State, config: TrainConfig, accelerator: Ac
     progress = state.progress
     with state.average.applied(state.model) if state.average is not None else nullcontext():
         metrics, lines = evaluate(task, state.model, "valid", accelerator)
+    accelerator.log({f"valid/{name}": value for name, value in metrics.items()}, progress.step)
     if config.monitor not in metrics:
-        save(state, Path(config.out), config, accelerator)
-        raise InputError(
-            f"--train.monitor {config.monitor} is not reported: choose among {', '.join(metrics)}, and the run goes on "
-            f"from update {progress.step}."
-        )
+        save(state, Path(config.out), config, accelerator)  # the run goes on from here, with another metric
+    check_reported("--train.monitor", config.monitor, metrics)
     score = metrics[config.monitor] * (-1 if config.monitor in task.falling else 1)
     improved = not progress.best or score > progress.best[0][0]
     progress.stale = 0 if improved else progress.stale + 1
     progress.best = sorted([*progress.best, (score, progress.step)], key=lambda pair: -pair[0])[: config.keep_best]
-    accelerator.log({f"valid/{name}": value for name, value in metrics.items()}, progress.step)
     shown = "  ".join(f"{name} {number(value)}" for name, value in metrics.items())
     display.line(f"validation after update {progress.step}{' (best)' if improved else ''}: {shown}")
     for line in lines:

@@ -69,7 +69,8 @@ class Meter:
             raise InputError(
                 f"{progress.skipped} updates had a gradient that is not finite, more than --train.max_skipped "
                 f"{max_skipped}; the last one, update {last}, was made of the training examples "
-                f"{self.rows[broken[-1]][:20]}: lower --train.lr or look at them."
+                f"{self.rows[broken[-1]][:20]}: look at them, or lower --train.lr in "
+                "another --train.out."
             )
         finite = norms[norms.isfinite()]
         means = {f"train/{name}": total / max(1, targets) for name, total in zip(names, totals, strict=True)}

@@ -10,6 +10,9 @@ from accelerate.tracking import GeneralTracker
 from rich.console import Console
 from tqdm import tqdm
 
+from recipes.config import mute
+from tasks.writing import whole
+
 
 class JsonLines(GeneralTracker):
     """A tracker of accelerate that appends one JSON object a line; a resumed run forgets what it will do again."""
@@ -20,9 +23,8 @@ class JsonLines(GeneralTracker):
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
         kept = [line for line in _lines(path) if _step(line) <= resumed_at]
-        aside = path.with_name(f".tmp-{path.name}")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        aside.replace(path)
+        with whole(path) as aside:
+            aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     @property
@@ -73,7 +75,10 @@ class Display:
     def line(self, text: str) -> None:
         """Print a line to keep."""
         if self.main:
-            tqdm.write(text, file=sys.stderr)
+            try:
+                tqdm.write(text, file=sys.stderr)
+            except BrokenPipeError:
+                mute()
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -89,14 +94,21 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+class _Lasting(Console):
+    """A console that goes on where nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        mute()
+
+
 def console() -> Console:
     """Return where tables go."""
-    return Console(stderr=True)
+    return _Lasting(stderr=True)
 
 
 def _lines(path: Path) -> list[str]:
-    """Read the whole lines of a file; a kill may have left half of one."""
+    """Read the whole lines of a file; a kill may have left half of one, and a power cut anything."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     return text[: text.rfind("\n") + 1].splitlines()

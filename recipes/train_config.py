@@ -90,12 +90,15 @@ class TrainConfig:
             "weight_decay",
             "average",
             "patience",
+            "keep_every",
             "workers",
             "threads",
             "max_skipped",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"--train.{name} {getattr(self, name)}: choose 0 or more.")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"--train.seed {self.seed} has more than 64 bits: choose a smaller number.")
         if self.warmup > self.steps:
             raise ValueError(f"--train.warmup {self.warmup} is longer than --train.steps {self.steps}: lower it.")
         kept = self.keep_last if self.average_of == "last" else self.keep_best

@@ -28,6 +28,7 @@ from tasks.image_classification.sources import (
     open_source,
 )
 from tasks.task import Split
+from tasks.writing import whole
 
 CLASSES = "classes.json"
 """File of the class names in a run folder."""
@@ -215,9 +216,8 @@ def _keep_classes(classes: list[str], folder: Path) -> None:
     path = folder / CLASSES
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(classes, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-        aside.replace(path)
+        with whole(path) as aside:
+            aside.write_text(json.dumps(classes, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     elif (kept := saved_classes(folder)) != classes:
         difference = class_difference(kept, classes, "is gone", "is new") or "in another order"
         raise InputError(

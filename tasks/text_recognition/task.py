@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.task import Loss, Split, Task
 from tasks.text_recognition.lines import Lines, TextImages
 from tasks.text_recognition.model import BOS, EOS, PAD, UNKNOWN, Reader, ReaderConfig
+from tasks.writing import whole
 from transformer_core import FactoredLogits, linear_cross_entropy
 from transformer_core.search import SearchConfig, search
 
@@ -45,7 +46,8 @@ class TextRecognition(Task[Batch]):
         """Open the images; the run folder keeps the characters, so that ids stay what they are."""
         self.lines, path = Lines(self.data, self.corpus), folder / "characters.json"
         if not path.exists():
-            path.write_text(json.dumps(self.lines.characters), encoding="utf-8")
+            with whole(path) as aside:
+                aside.write_text(json.dumps(self.lines.characters), encoding="utf-8")
         self.restore(folder)
         if self.names[4:] != self.lines.characters:
             raise InputError(f"{path}: the run began with other text: give it back, or start a new run.")
@@ -55,8 +57,15 @@ class TextRecognition(Task[Batch]):
         return self.lines.digest()
 
     def restore(self, folder: Path) -> None:
-        """Take the characters that a run folder keeps, which is all that reading needs."""
-        self.names = ["", "", "", "", *json.loads((folder / "characters.json").read_text(encoding="utf-8"))]
+        """Take the characters that a run folder keeps, which is all that reading needs.
+
+        Raises InputError where it keeps none.
+        """
+        path = folder / "characters.json"
+        try:
+            self.names = ["", "", "", "", *json.loads(path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({one_line(error)}): name the folder of a run.") from error
         self.ids = {char: id for id, char in enumerate(self.names) if char}
 
     def build(self) -> Reader:

@@ -18,6 +18,7 @@ from tasks.translation.data import Corpus, kept_folder, read_corpora
 from tasks.translation.filters import Filter, Report, apply_filter
 from tasks.translation.locale_corpus import locale_pairs
 from tasks.translation.vocabulary import Vocabulary, VocabularyConfig, train_vocabulary
+from tasks.writing import whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -212,9 +213,8 @@ def _vocabulary(
         train_vocabulary(sentences, rules, path)
     vocabulary = _kept(path)
     if not (checksum := _checksum_file(path)).exists():
-        aside = checksum.with_suffix(".part")
-        aside.write_text(_checksum(vocabulary, path), encoding="utf-8")
-        aside.replace(checksum)
+        with whole(checksum) as aside:
+            aside.write_text(_checksum(vocabulary, path), encoding="utf-8")
     return vocabulary
 
 

@@ -15,6 +15,7 @@ import sentencepiece
 
 from tasks.errors import InputError
 from tasks.translation.segmentation import MergeDropout, Segmenter, SubwordRegularization
+from tasks.writing import whole
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")
@@ -133,13 +134,11 @@ class Vocabulary:
             raise InputError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the sentencepiece file, whole or not at all."""
-        aside = Path(f"{path}.part")
-        with aside.open("wb") as file:
+        """Write the sentencepiece file. Raises InputError where the disk refuses."""
+        with whole(Path(path)) as aside, aside.open("wb") as file:
             file.write(self.model)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
 
     def __len__(self) -> int:
         return len(self.pieces)

@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import subprocess
@@ -9,7 +10,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from recipes.config import describe_difference, flatten, launch, load_config, read, write_config
+from recipes.config import describe_difference, flatten, launch, load_config, read, recipe_of, write_config
 from tasks.errors import InputError
 
 
@@ -412,7 +413,42 @@ def test_other_processes_are_silent_about_the_configuration_but_not_about_what_t
         assert left.value.code == 2 and capsys.readouterr().err == shown
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.txt"), 2, "error: a.txt cannot be written: No space left"),
+        (FloatingPointError("The decoder returned NaN."), 2, "error: The decoder returned NaN."),
+        (KeyboardInterrupt(), 130, "interrupted; what was saved stays"),
+    ],
+)
+def test_what_is_no_fault_of_the_program_is_told_in_a_line(capsys, fault, code, message):
+    def main(recipe: Recipe) -> None:
+        raise fault
+
+    with pytest.raises(SystemExit) as left:
+        launch(Recipe, main, [])
+    shown = capsys.readouterr().err
+    assert left.value.code == code and shown.startswith(message) and shown.count("\n") == 1
+
+
+def test_a_program_whose_standard_error_is_closed_works_on(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    launch(Recipe, lambda recipe: print("heard by nobody", file=sys.stderr), [])
+    with pytest.raises(SystemExit) as left:
+        launch(Recipe, fail, [])
+    assert left.value.code == 2
+    sys.stderr.close()
+
+
+def test_a_run_of_another_recipe_is_told_as_such(tmp_path):
+    write_config(Program(run=Path("here"), text="hello"), tmp_path / "recipe.yaml")
+    with pytest.raises(InputError, match=f"{tmp_path} is no run to a recipe for tests, .*: .*run is not a setting"):
+        recipe_of(Recipe, tmp_path)
+
+
 def test_launch_lets_faults_of_the_program_through():
+    with pytest.raises(OSError):
+        launch(Recipe, lambda recipe: open("/nothing/there"), [])
     with pytest.raises(ZeroDivisionError):
         launch(Recipe, lambda recipe: 1 / 0, [])
 

@@ -1,8 +1,10 @@
 """What the loop promises of every task, shown with the toy one."""
 
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from torch.testing import assert_close
 from recipes import checkpoint, reverse
 from recipes.config import launch, write_config
 from recipes.evaluation import evaluate
+from recipes.ladder import Expected, finish
 from recipes.loop import build, open_run, train
 from recipes.processes import check_sharing
 from recipes.reverse import PAD, Recipe, Reverse, Strings
@@ -480,8 +483,53 @@ def test_a_metric_to_monitor_that_is_not_reported_is_named_with_those_that_are(t
     with pytest.raises(InputError, match="--train.monitor bleu is not reported: choose among exact"):
         Toy(tmp_path, monitor="bleu").train()
     toy = Toy(tmp_path).train()
+    assert list(toy.metrics("valid/exact")) == [3, 6, 7]
     assert min(toy.metrics("train/loss")) == 1 and toy.metrics("train/lr")[4]
     assert toy.run.state.progress.best[0][1] > 3
+
+
+def test_what_a_finished_run_does_not_report_is_named_too(tmp_path):
+    finished = Toy(tmp_path).train()
+    with pytest.raises(InputError, match="--train.monitor bleu is not reported: choose among exact"):
+        changed = replace(finished.config, monitor="bleu")
+        finish(Reverse(STRINGS, BLOCK, 1), finished.run, changed, Expected(), ["valid"])
+
+
+def test_a_run_that_is_past_its_steps_says_so(tmp_path, capsys):
+    Toy(tmp_path).train()
+    Toy(tmp_path, steps=5, average=2).train()
+    assert "after update 7, which is past --train.steps 5" in capsys.readouterr().err
+
+
+def test_a_killed_reader_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
+    whole, batch = Toy(tmp_path / "whole").train(), Reverse.batch
+
+    def killed(task: Reverse, split: str, rows: list[int], epoch: int) -> object:
+        if epoch == 1 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch(task, split, rows, epoch)
+
+    parent, toy = os.getpid(), Toy(tmp_path / "run", workers=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Reverse, "batch", killed)
+        with pytest.raises(InputError, match="a process that reads ahead has died .* lower --train.workers"):
+            toy.train()
+    (toy.out / ".tmp-half-recipe.yaml").write_text("left by a kill")
+    with (toy.out / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe rubbish\n")
+    toy.train()
+    assert not list(toy.out.glob(".tmp-*")) and list(toy.metrics("train/loss")) == list(range(1, 8))
+    assert_close(toy.saved(7), whole.saved(7), rtol=0, atol=0)
+
+
+def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path, monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    assert Toy(tmp_path).train().run.state.progress.step == 7
+    sys.stderr.close()
 
 
 def test_a_start_that_failed_leaves_nothing_that_another_would_find(tmp_path):
@@ -494,7 +542,7 @@ def test_a_start_that_failed_leaves_nothing_that_another_would_find(tmp_path):
     toy = Toy(tmp_path, start_from=str(tmp_path / "nothing.safetensors"))
     with pytest.raises(InputError, match="nothing.safetensors does not exist"):
         toy.train(Keeping(STRINGS, BLOCK, 1))
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", ".lock", ".training.lock"}
     assert Toy(tmp_path, seed=5).train().steps()[-1] == 7
 
 

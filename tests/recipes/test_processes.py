@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipes import processes
-from recipes.processes import StopRequest, check_launch, use_machine
+from recipes.processes import StopRequest, check_launch, claimed, use_machine
 from tasks.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -148,3 +148,21 @@ def test_a_tuned_process_still_multiplies_float32_exactly_and_says_what_it_did()
         assert not plain.keeps_memory and not plain.one_dnn
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE", 0.2)
+    with claimed(tmp_path):
+        with pytest.raises(InputError, match=f"{tmp_path} is being trained in by another process"), claimed(tmp_path):
+            pytest.fail("two at once")
+        monkeypatch.setenv("RANK", "1")
+        with claimed(tmp_path):  # the main process of the same run has it
+            pass
+        monkeypatch.delenv("RANK")
+    with claimed(tmp_path):
+        pass
+
+
+def test_more_threads_than_a_machine_bears_are_refused():
+    with pytest.raises(InputError, match="--train.threads 100000 are too many"):
+        use_machine(100_000)

@@ -112,6 +112,14 @@ def test_a_run_keeps_to_the_characters_it_began_with(task, tmp_path):
         other.prepare(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "[", None])
+def test_characters_that_cannot_be_read_are_told(task, tmp_path, text):
+    path = tmp_path / "characters.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(InputError, match="characters.json: cannot be read"):
+        task.restore(tmp_path)
+
+
 def test_other_texts_are_other_data():
     digest = Lines(TextImages(**SMALL), CORPUS).digest()
     assert Lines(TextImages(**SMALL, seed=7), CORPUS).digest() == digest
