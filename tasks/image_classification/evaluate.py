@@ -52,12 +52,13 @@ class ClassScore(NamedTuple):
 
 
 def measure(predictions: Sequence[Prediction], classes: Sequence[str]) -> dict[str, float]:
-    """Return `loss` in nats, and in percent `top1`, `top5` where there are more than 5 classes, and `ece`.
+    """Return `loss` in nats, and in percent `top1`, `top5` where there are more than 5 classes, `balanced` and `ece`.
 
-    `loss` is the mean negative log-likelihood of the true class, without label smoothing; a probability of 0 counts as
-    the smallest float32. `ece` is the expected calibration error (Guo et al. 2017) of the first class over 15 bins:
-    by how much confidence and accuracy differ. Raises ValueError where there are no predictions, or one does not fit
-    the classes.
+    `balanced` is the mean over the classes of the share of their images that is right: what to watch where some classes
+    have few. `loss` is the mean negative log-likelihood of the true class, without label smoothing; a probability of 0
+    counts as the smallest float32. `ece` is the expected calibration error (Guo et al. 2017) of the first class over 15
+    bins: by how much confidence and accuracy differ. Raises ValueError where there are no predictions, or one does not
+    fit the classes.
     """
     probabilities, labels = _stack(predictions, classes)
     count = len(classes)
@@ -67,7 +68,9 @@ def measure(predictions: Sequence[Prediction], classes: Sequence[str]) -> dict[s
         if best == 1 or count > best:
             right = _metric("accuracy")(probabilities, labels, count, average="micro", top_k=best)
             result[f"top{best}"] = 100 * float(right)
-    return result | {"ece": 100 * float(_metric("calibration_error")(probabilities, labels, count, n_bins=BINS))}
+    shares = _metric("recall")(probabilities.argmax(1), labels, count, average="none")[labels.unique()]
+    error = _metric("calibration_error")(probabilities, labels, count, n_bins=BINS)
+    return result | {"balanced": 100 * float(shares.mean()), "ece": 100 * float(error)}
 
 
 def confusion_matrix(predictions: Sequence[Prediction], classes: Sequence[str]) -> Tensor:

@@ -117,7 +117,7 @@ def trained(tmp_path_factory) -> Run:
 def test_it_has_learned_the_classes_and_says_so(trained):
     metrics = trained.report["results"][trained.report["chosen"]]
     assert metrics["test"]["top1"] > 75 and metrics["test"]["loss"] < 0.8 and set(metrics) == {"valid", "test"}
-    assert set(metrics["test"]) == {"loss", "top1", "ece"}
+    assert set(metrics["test"]) == {"loss", "top1", "balanced", "ece"}
     assert [line["step"] for line in trained.lines if "valid/top1" in line] == [25, 50]
 
 

@@ -56,6 +56,8 @@ def test_metrics_are_those_of_sklearn(predictions, truth, probabilities):
         "loss": metrics.log_loss(truth, exact / exact.sum(1, keepdims=True), labels=labels),
         "top1": 100 * metrics.accuracy_score(truth, probabilities.argmax(1)),
         "top5": 100 * metrics.top_k_accuracy_score(truth, probabilities, k=5, labels=labels),
+        "balanced": 100
+        * metrics.recall_score(truth, probabilities.argmax(1), labels=np.unique(truth), average="macro"),
         "ece": 100 * calibration_error(probabilities, truth),
     }
     assert measure(predictions, CLASSES) == pytest.approx(expected, rel=1e-5)
@@ -67,7 +69,9 @@ def test_metrics_of_four_images_are_those_worked_out_by_hand():
     predictions = [Prediction(np.array(row), label) for row, label in zip(rows, (0, 1, 2, 1), strict=True)]
     # -log of 1/2, 1/2, 3/4 and 1/8; confidence 1/2 is right both times, 3/4 once of twice.
     loss = (1 + 1 + 3 + 2 - np.log2(3)) * np.log(2) / 4
-    assert measure(predictions, ["a", "b", "c"]) == pytest.approx({"loss": loss, "top1": 75.0, "ece": 37.5})
+    assert measure(predictions, ["a", "b", "c"]) == pytest.approx(
+        {"loss": loss, "top1": 75.0, "balanced": (100 + 50 + 100) / 3, "ece": 37.5}
+    )
 
 
 @pytest.mark.parametrize(("count", "shown"), [(5, False), (6, True)])
