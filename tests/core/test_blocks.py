@@ -337,6 +337,19 @@ def test_a_config_cannot_be_changed():
         BlockConfig().dim = 7
 
 
+@pytest.mark.parametrize("position", ["none", "rotary", "relative"])
+@pytest.mark.parametrize("learning", [False, True])
+def test_an_exported_encoder_takes_sequences_of_any_length(position, learning, unchecked):
+    model, length = Encoder(config(position=position), 2).eval(), torch.export.Dim("length", min=2, max=200)
+    mask = padding_mask(torch.tensor([9, 4]), 9)
+    with torch.set_grad_enabled(learning):
+        shapes = ({1: length}, {3: length})
+        exported = torch.export.export(model, (torch.randn(2, 9, 12), mask), dynamic_shapes=shapes).module()
+        for size in (3, 130):
+            x, mask = torch.randn(2, size, 12), padding_mask(torch.tensor([size, 2]), size)
+            assert_close(exported(x, mask), model(x, mask))
+
+
 def test_an_encoder_without_blocks_is_its_norm():
     x = doubles(2, 7, 12)
     assert_close(Encoder(config(), 0).double()(x, first=3), nn.functional.layer_norm(x[:, :3], (12,)))
