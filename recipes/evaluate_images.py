@@ -9,11 +9,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from recipes import image_runs
+from recipes import checkpoint, image_runs
 from recipes.config import launch, recipe_of
 from recipes.evaluation import predict
 from recipes.image_runs import load, make_task
 from recipes.processes import use_machine
+from recipes.state import CHECKPOINTS
 from recipes.tracking import console, number
 from tasks.errors import InputError
 from tasks.image_classification.distill import DistillConfig
@@ -25,6 +26,7 @@ from tasks.image_classification.evaluate import (
     worst_mistakes,
 )
 from tasks.image_classification.pretrained import PretrainedConfig
+from tasks.image_classification.task import ImageClassification
 from tasks.task import Split
 
 
@@ -55,6 +57,8 @@ def main(recipe: Recipe) -> None:
         raise InputError("--split train: training images are shuffled and augmented; choose valid or test.")
     if recipe.split not in task.images.sizes:
         raise InputError(f"{recipe.run} has no {recipe.split} images: choose --split {' or '.join(task.images.sizes)}.")
+    if recipe.split == "valid" and not trained.data.valid:
+        check_data(task, Path(recipe.run))
     folder = Path(recipe.output or recipe.run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +75,19 @@ def main(recipe: Recipe) -> None:
     images = [task.images.image(recipe.split, row) for row in worst]
     draw_mistakes(images, [predictions[row] for row in worst], classes, folder / "mistakes.png")
     console().print(f"wrote {folder / 'confusion.png'} and {folder / 'mistakes.png'}", highlight=False, soft_wrap=True)
+
+
+def check_data(task: ImageClassification, run: Path) -> None:
+    """Refuse to score images that were held out, where some came or went since: the run held out others.
+
+    Raises InputError.
+    """
+    newest = checkpoint.newest(run / CHECKPOINTS, read_only=True)
+    if newest is not None and checkpoint.load(newest).state["progress"].get("data") not in (None, "", task.digest()):
+        raise InputError(
+            f"{run} was trained on other images than are there now, and held out others: give them back, or score test "
+            "images."
+        )
 
 
 if __name__ == "__main__":

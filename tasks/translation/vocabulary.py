@@ -51,8 +51,8 @@ class VocabularyConfig:
     probabilities of segmentations (subword regularisation, Kudo 2018), so that less is more noise.
     """
     source_model: str | None = None
-    """A sentencepiece file to use for the source, or for both sides if `joint`, instead of training one; its path starts
-    where the program does, and it is made with --pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3."""
+    """A sentencepiece file to use for the source, or for both sides if `joint`, instead of training one, made with
+    --pad_id=0 --unk_id=1 --bos_id=2 --eos_id=3. A relative path starts where the program does."""
     target_model: str | None = None
     """A sentencepiece file to use for the target; needs `joint` off."""
 

@@ -21,7 +21,7 @@ from test_resume import STEPS, Program, newest, tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from recipes import train_images
+from recipes import evaluate_images, train_images
 from recipes.config import launch, load_config, read
 from recipes.image_runs import Recipe, load, make_task
 from recipes.loop import evaluate
@@ -119,6 +119,40 @@ def test_it_has_learned_the_classes_and_says_so(trained):
     assert metrics["test"]["top1"] > 75 and metrics["test"]["loss"] < 0.8 and set(metrics) == {"valid", "test"}
     assert set(metrics["test"]) == {"loss", "top1", "balanced", "ece"}
     assert [line["step"] for line in trained.lines if "valid/top1" in line] == [25, 50]
+
+
+def evaluated(run: Path, *arguments: str | Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    launch(evaluate_images.Recipe, evaluate_images.main, [str(argument) for argument in (run, *arguments)])
+
+
+def test_a_trained_classifier_is_scored_again_with_pictures(trained, tmp_path, capsys):
+    evaluated(trained.folder, "--output", tmp_path / "pictures")
+    shown = capsys.readouterr().err
+    expected = trained.report["results"][trained.report["chosen"]]["test"]
+    assert "39 images" in shown and all(name in shown for name in COLOURS)
+    for name, value in expected.items():
+        assert any(name in line and number(value) in line for line in shown.splitlines()), name
+    for name in ("confusion.png", "mistakes.png"):
+        with Image.open(tmp_path / "pictures" / name) as picture:
+            assert min(picture.size) > 100
+
+
+def test_images_that_were_held_out_are_scored_while_they_are_the_same(trained, tmp_path, capsys):
+    shutil.copytree(trained.images / "train", tmp_path / "images" / "train")
+    data = ["--data.folder", tmp_path / "images", "--data.valid", "[]", "--data.test", source("train")]
+    run = trained.again(tmp_path / "run", *SHORT, *data)
+    evaluated(run.folder, "--split", "valid")
+    image = next((tmp_path / "images" / "train" / "blue").glob("*.png"))
+    shutil.copy(image, image.with_name("one_more.png"))
+    evaluated(run.folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        evaluated(run.folder, "--split", "valid")
+    assert left.value.code == 2 and "was trained on other images than are there now" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        evaluated(trained.folder, "--split", "train")
+    assert left.value.code == 2 and "choose valid or test" in capsys.readouterr().err
 
 
 def test_the_run_folder_holds_all_that_a_classifier_needs(trained):
@@ -235,7 +269,8 @@ def test_layer_decay_moves_each_weight_by_its_share(trained, tmp_path):
 
 
 def test_a_resumed_run_keeps_the_factors_of_its_layers(trained, tmp_path):
-    settings = [*SHORT, "--pretrained.layer_decay", "0.5", "--train.schedule", "cosine", "--train.lr", "1e-2"]
+    start = ["--pretrained.path", str(trained.folder / "model.safetensors"), "--pretrained.layer_decay", "0.5"]
+    settings = [*SHORT, *start, "--train.schedule", "cosine", "--train.lr", "1e-2"]
     whole = trained.again(tmp_path / "whole", *settings, "--train.save_every", "2")
     shutil.copytree(whole.folder, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000003")
