@@ -39,7 +39,7 @@ def main(recipe: Recipe) -> None:
     image = classifier.prepare(recipe.image)
     inputs = normalize(image[None].to(classifier.device), classifier.transform.mean, classifier.transform.std)
     shares = attention_rollout(classifier.model, inputs)[0].cpu()
-    (guess,) = classifier.classify([image], top=1)[0]
+    (guess,) = classifier.guess(image[None], top=1)[0]
     draw(image, shares, guess, Path(recipe.output))
     print(f"{guess.name} {guess.probability:.1%}")
 

@@ -21,7 +21,7 @@ from test_resume import STEPS, Program, newest, tensors
 from torch import Tensor
 from torch.testing import assert_close
 
-from recipes import evaluate_images, train_images
+from recipes import evaluate_images, show_rollout, train_images
 from recipes.config import launch, load_config, read
 from recipes.image_runs import Recipe, load, make_task
 from recipes.loop import evaluate
@@ -153,6 +153,18 @@ def test_images_that_were_held_out_are_scored_while_they_are_the_same(trained, t
     with pytest.raises(SystemExit) as left:
         evaluated(trained.folder, "--split", "train")
     assert left.value.code == 2 and "choose valid or test" in capsys.readouterr().err
+
+
+def test_where_a_model_looked_is_drawn_with_what_it_says_of_the_whole_image(trained, tmp_path, capsys):
+    image = tmp_path / "photo.png"
+    Image.effect_noise((90, 50), 80).convert("RGB").save(image)
+    with torch.no_grad():
+        (guess,) = load(trained.folder)(image, top=1)
+    given = [trained.folder, "--image", image, "--output", tmp_path / "rollout.png"]
+    launch(show_rollout.Recipe, show_rollout.main, [str(each) for each in given])
+    assert capsys.readouterr().out == f"{guess.name} {guess.probability:.1%}\n"
+    with Image.open(tmp_path / "rollout.png") as picture:
+        assert min(picture.size) > 100
 
 
 def test_the_run_folder_holds_all_that_a_classifier_needs(trained):
