@@ -70,9 +70,9 @@ def draw(weights: Tensor, source: list[str], target: list[str], path: str) -> No
     """Write a picture of the weights, (target, source), darker for more."""
     figure = Figure(figsize=(2 + 0.35 * len(source), 1.5 + 0.3 * len(target)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(weights, cmap="Blues", vmin=0.0, aspect="auto")
-    axes.set_xticks(range(len(source)), source, rotation=60, ha="right")
-    axes.set_yticks(range(len(target)), target)
+    axes.imshow(weights.numpy(), cmap="Blues", vmin=0.0, aspect="auto")
+    axes.set_xticks(range(len(source)), source, rotation=60, ha="right", parse_math=False)
+    axes.set_yticks(range(len(target)), target, parse_math=False)
     axes.set_xlabel("source")
     axes.set_ylabel("translation")
     save_picture(figure, path, dpi=130)

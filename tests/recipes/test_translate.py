@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from recipes import average, checkpoint, make_shortlist, score_pairs, translate
+from recipes import average, checkpoint, make_shortlist, score_pairs, show_attention, translate
 from recipes.config import launch
 from recipes.runs import load
 from tasks.errors import InputError
@@ -227,6 +227,19 @@ def test_what_is_typed_is_translated_until_an_empty_line_or_the_end(trained, cap
     out, err = capsys.readouterr()
     assert out.splitlines() == [translations[0], translations[4]]
     assert err.splitlines() == ["A sentence a line; an empty line or Ctrl-D ends.", "> > > "]
+
+
+def test_where_a_translator_looks_is_drawn(trained, capsys, tmp_path, translations):
+    given = trained.folder, "--text", LINES[5], "--output", tmp_path / "map.svg"
+    assert run(show_attention, capsys, *given) == f"{translations[5]}\n"
+    drawn = (tmp_path / "map.svg").read_text()
+    assert "translation" in drawn and len(drawn) > 5000
+    translator = load(trained.folder)
+    weights = show_attention.cross_attention(translator, [5, 6, 7], [8, 9], 0)
+    assert weights.shape[1:] == (3, 4) and weights.sum(-1).allclose(torch.ones(()))
+    with pytest.raises(SystemExit) as left:
+        run(show_attention, capsys, *given, "--layer", "7")
+    assert left.value.code == 2 and "--layer 7 is not there" in capsys.readouterr().err
 
 
 def test_scores_of_given_pairs(trained, capsys, written):
