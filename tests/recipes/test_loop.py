@@ -17,14 +17,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from recipes import checkpoint, reverse
+from recipes import checkpoint, loop, reverse
 from recipes.config import launch, write_config
 from recipes.evaluation import evaluate
 from recipes.ladder import Expected, finish
-from recipes.loop import build, open_run, train
+from recipes.loop import build, open_run, start, train
 from recipes.processes import check_sharing
 from recipes.reverse import PAD, Recipe, Reverse, Strings
 from recipes.schedule import learning_rate
@@ -493,6 +494,16 @@ def test_what_a_finished_run_does_not_report_is_named_too(tmp_path):
     with pytest.raises(InputError, match="--train.monitor bleu is not reported: choose among exact"):
         changed = replace(finished.config, monitor="bleu")
         finish(Reverse(STRINGS, BLOCK, 1), finished.run, changed, Expected(), ["valid"])
+
+
+@pytest.mark.parametrize(("precision", "able", "told"), [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)])
+def test_bf16_is_told_to_be_slow_where_the_cpu_cannot(tmp_path, capsys, monkeypatch, precision, able, told):
+    monkeypatch.setattr(loop, "has_bfloat16", lambda: able)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start(replace(CONFIG, precision=precision), tmp_path, Reverse(STRINGS, BLOCK, 1))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("no instructions for bf16, which is slow here: --train.precision fp32") == told
 
 
 def test_a_run_that_is_past_its_steps_says_so(tmp_path, capsys):
