@@ -38,10 +38,6 @@ class PretrainedConfig:
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: choose more than 0 and at most 1; 0.65 to 0.9 is usual.")
-        if (self.freeze or self.layer_decay < 1) and not self.path:
-            raise ValueError(
-                "freeze and layer_decay are for weights that have learned something: name them, --pretrained.path."
-            )
 
 
 class Fitted(NamedTuple):

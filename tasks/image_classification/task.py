@@ -149,8 +149,12 @@ class ImageClassification(Task[Batch]):
         return build_model(self.model, len(self.images.classes), channels=self.data.channels)
 
     def begin(self, model: nn.Module) -> None:
-        """Load the pretrained weights."""
+        """Load the pretrained weights. Raises InputError where there are none, and settings that want some."""
         if not self.pretrained.path:
+            if self.pretrained.freeze or self.pretrained.layer_decay < 1:
+                raise InputError(
+                    "freeze and layer_decay are for weights that have learned something: name them, --pretrained.path."
+                )
             return
         fitted = fit_pretrained(model, read_tensors(Path(self.pretrained.path)), grid=self.pretrained.grid)
         model.load_state_dict(fitted.tensors)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from transformer_core import (
     AddNorm,
     BlockConfig,
+    Decoder,
     Dropout,
     Encoder,
     EncoderBlock,
@@ -270,6 +271,12 @@ def test_every_option_of_the_config_reaches_the_block():
         "feed_forward_branch.norm.weight": (12,),
     }
     assert EncoderBlock(chosen).attention_branch.norm.eps == 1e-3
+
+
+@pytest.mark.parametrize("kind", [Encoder, Decoder])
+def test_every_norm_has_the_eps_of_the_config(kind):
+    stack = kind(config(norm_eps=0.25, qk_norm=True, order="pre"), 2)
+    assert {module.eps for module in stack.modules() if isinstance(module, nn.LayerNorm)} == {0.25}
 
 
 # Config.

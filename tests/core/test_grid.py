@@ -101,6 +101,11 @@ def test_patches_are_those_of_timm():
         ours(images[..., :18])
 
 
+def test_fresh_patches_of_unit_variance_stay_so():
+    patches = PatchEmbedding(3, 64, (4, 8))(torch.randn(8, 3, 16, 32))
+    assert patches.std().item() == pytest.approx(1, rel=0.1)
+
+
 def test_windows_are_cut_row_by_row_and_joined_again():
     x = torch.arange(2 * 4 * 6).view(2, 4, 6, 1).float()
     windows = split_windows(x, (2, 3))
@@ -195,6 +200,13 @@ def test_drop_path_leaves_out_whole_examples_and_keeps_the_mean():
         seen += kept
     assert_close(seen / 4_000, torch.full((10,), 0.75), rtol=0, atol=0.04)
     assert torch.equal(layer.eval()(x, torch.sin), x + x.sin())
+
+
+def test_compiled_drop_path_keeps_the_mean_too():
+    torch._dynamo.reset()
+    layer = torch.compile(DropPath(0.75).train(), backend="eager")
+    found = layer(torch.zeros(4_000, 1), lambda x: x + 1)
+    assert found.unique().tolist() == [0, 4] and found.mean().item() == pytest.approx(1, abs=0.15)
 
 
 def test_where_drop_path_leaves_nobody_the_weights_still_get_gradients_of_zero():

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from transformer_core import FactoredLogits, linear_cross_entropy
+from transformer_core.loss import log_likelihood
 
 MODULE = sys.modules[linear_cross_entropy.__module__]
 ROWS = [1, 3, 4, 5, 8, 13]
@@ -148,6 +149,14 @@ def test_the_sum_over_hidden_states_in_bfloat16_is_not_rounded_to_bfloat16():
     ours = linear_cross_entropy(FactoredLogits(hidden, weight), target)
     expected = F.cross_entropy((hidden @ weight.T).float(), target, reduction="sum")
     assert_close(ours.plain.float(), expected.detach(), rtol=1e-4, atol=0)  # bfloat16 would be off by 2e-3
+
+
+def test_the_likelihood_of_narrow_logits_is_wide():
+    hidden, weight, target = example(6, torch.bfloat16)
+    found = log_likelihood(FactoredLogits(hidden, weight), target)
+    expected = (hidden @ weight.T).double().log_softmax(1).gather(1, target[:, None])[:, 0]
+    assert found.dtype == torch.float32
+    assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
 def test_large_logits_stay_finite():

@@ -121,6 +121,13 @@ def test_the_gaussian_kernel_sees_only_differences():
     assert_close(score(query + shift, key + shift), score(query, key), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("width", [4, 16])
+def test_the_kernel_of_a_block_begins_as_sharp_as_the_scaled_dot_product(width):
+    query = doubles(2, 3, 4, width)
+    factored = make_score("gaussian", width).double().factor(query, query)
+    assert_close(factored.query[..., :width], query / width**0.5, rtol=1e-6, atol=0)
+
+
 def test_the_cosine_is_bounded_by_the_inverse_temperature_and_blind_to_length():
     score, query, key = Cosine(temperature=0.2).double(), doubles(2, 1, 4, 5), doubles(2, 1, 7, 5)
     assert_close(score(3 * query, 0.1 * key), score(query, key), rtol=0, atol=1e-9)

@@ -77,6 +77,12 @@ def test_shared_memory_is_stored_once_and_shared_again(tmp_path):
     assert (path / "model.safetensors").stat().st_size < 3 * table.nbytes
 
 
+def test_a_square_matrix_and_its_transpose_are_two_tensors(tmp_path):
+    matrix = torch.randn(3, 3)
+    given = {"there": matrix, "back": matrix.T}
+    assert_close(load(save(tmp_path, 1, {"model": given}, {})).tensors["model"], given, rtol=0, atol=0)
+
+
 def test_what_is_loaded_may_be_changed_without_changing_the_file(tmp_path):
     (path,) = saved(tmp_path, 1)
     load(path).tensors["model"]["a.weight"].mul_(2).add_(1)
@@ -272,6 +278,13 @@ def test_order_is_that_of_the_steps_and_foreign_names_do_not_matter(tmp_path):
     prune(tmp_path, keep_last=1)
     assert newest(tmp_path) == paths[0] and not paths[1].exists() and not paths[2].exists()
     assert len(names(tmp_path)) == 7
+
+
+def test_cleaning_takes_what_a_killed_process_left_and_nothing_else(tmp_path):
+    for name in (".tmp-0a", ".trash-0b", ".bad-step-00000002-0c", "step-00000001"):
+        (tmp_path / name).mkdir()
+    clean(tmp_path)
+    assert names(tmp_path) == [".bad-step-00000002-0c", "step-00000001"]
 
 
 def test_a_link_to_a_checkpoint_can_be_loaded(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from recipes import classify
 from recipes.checkpoint import write_tensors
-from recipes.config import launch, write_config
+from recipes.config import launch, recipe_of, write_config
 from recipes.image_runs import Recipe, load
 from tasks.errors import InputError
 from tasks.image_classification.data import Images
@@ -153,6 +154,13 @@ def test_a_damaged_image_is_named(run, photos, refusal, tmp_path):
         assert f"{path}: cannot be decoded" in refusal(run, images)
     path.write_bytes(b"")
     assert f"{path}: no image of a known kind" in refusal(run, path)
+
+
+def test_an_image_of_more_pixels_than_the_run_admits_is_refused(run, photos, say, refusal, tmp_path):
+    folder, recipe = shutil.copytree(run, tmp_path / "run"), recipe_of(Recipe, run)
+    write_config(replace(recipe, data=replace(recipe.data, max_pixels=8 * 12)), folder / "recipe.yaml")
+    assert say(folder, photos / "a.png") == say(run, photos / "a.png")
+    assert f"{photos / 'z.gif'}: more pixels than max_pixels=96" in refusal(folder, photos / "z.gif")
 
 
 def test_damaged_images_may_be_left_out_and_several_paths_given(run, photos, say, capfd, tmp_path):

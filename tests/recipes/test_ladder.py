@@ -97,6 +97,23 @@ def test_the_moving_average_stands_for_the_weights_where_there_is_one(tmp_path):
     assert not torch.equal(found["last"]["output.bias"], saved(config, 9)["output.bias"])
 
 
+def test_the_average_is_that_of_the_weights_and_not_of_their_moving_averages(tmp_path):
+    _, run, config = trained(tmp_path, ema=0.9)
+    found = candidates(run, config)["averaged (last 2)"]
+    assert_close(found, mean(saved(config, 8), saved(config, 9)), rtol=0, atol=0)
+
+
+def test_the_first_split_chooses_and_the_lines_are_those_of_the_chosen(tmp_path):
+    task, run, config = trained(tmp_path, average=0)
+    run.state.progress.best = [(0.0, 8)]
+    wanted = {split: float(saved(config, step)["output.bias"][5]) for split, step in (("valid", 8), ("train", 9))}
+    task.measure = lambda split, outputs: {"loss": abs(outputs[0] - wanted[split])}
+    task.samples = lambda split, outputs: [str(outputs[0])]
+    finish(task, run, config, Expected(), ["valid", "train"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["chosen"] == "best" and report["scores"] == [str(wanted["valid"])]
+
+
 def test_a_folder_of_another_name_is_no_checkpoint_to_average(tmp_path):
     _, run, config = trained(tmp_path)
     (tmp_path / "checkpoints" / "step-notes").mkdir()
@@ -130,6 +147,13 @@ def test_the_last_line_says_whether_the_run_met_what_is_expected(tmp_path, capsy
     run.state.progress.best = [(0.0, 9)]
     finish(task, run, config, Expected(metric="near", at_least=at_least), ["valid"])
     assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+
+
+def test_what_is_expected_is_asked_of_the_last_split(tmp_path, capsys):
+    task, run, config = trained(tmp_path, average=0)
+    task.measure = lambda split, outputs: {"loss": {"valid": 0.25, "train": 0.75}[split]}
+    finish(task, run, config, Expected(metric="loss", at_least=0.5), ["valid", "train"])
+    assert "PASS: loss 0.75" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

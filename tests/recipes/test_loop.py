@@ -134,6 +134,62 @@ def test_the_gradient_of_an_update_is_that_of_the_mean_over_all_its_targets(tmp_
     assert largest_difference(toy.gradient(), expected) < 1e-5
 
 
+class Halved(Reverse):
+    """Moves the matrix of the output half as fast as the rest, and its bias not at all."""
+
+    def rate_factors(self, model):
+        return {"output.weight": 0.5, "output.bias": 0.0}
+
+
+def test_each_update_moves_the_weights_at_the_rate_of_its_step_times_their_factor(tmp_path):
+    task = Halved(STRINGS, replace(BLOCK, dropout=0.0), 1)
+    toy = Toy(tmp_path, optimizer="sgd", betas=(0.0, 0.0), schedule="linear").train(task)
+    model = task.build()
+    for step, epoch, window in ((2, 0, slice(3, 6)), (3, 0, slice(6, 7)), (4, 1, slice(0, 3))):
+        model.load_state_dict(toy.saved(step - 1))
+        model.zero_grad()
+        batches = [task.batch("train", rows, epoch) for rows in task.plan("train", epoch)[window]]
+        total = sum(task.loss(model, batch).total for batch in batches) / sum(map(task.targets, batches))
+        total.backward()
+        rate = learning_rate(step, schedule="linear", peak=0.01, warmup=2, steps=7)
+        for name, weight in model.named_parameters():
+            moved = weight.detach() - rate * task.rate_factors(model).get(name, 1.0) * weight.grad
+            assert_close(toy.saved(step)[name], moved, rtol=1e-5, atol=1e-7, msg=f"{step} {name}")
+
+
+def test_fresh_weights_follow_from_the_seed_alone():
+    def weights(seed: int) -> dict[str, Tensor]:
+        return build(Reverse(STRINGS, BLOCK, 1), replace(CONFIG, seed=seed), Accelerator())[0].model.state_dict()
+
+    first, again, other = weights(3), weights(3), weights(4)
+    assert_close(again, first, rtol=0, atol=0)
+    assert not torch.equal(first["output.weight"], other["output.weight"])
+
+
+def test_dropout_is_drawn_anew_for_each_micro_batch_update_and_seed(tmp_path, monkeypatch):
+    seen, loss = [], Reverse.loss
+    monkeypatch.setattr(Reverse, "loss", lambda *given: seen.append(torch.initial_seed()) or loss(*given))
+    for seed in (1, 2):
+        Toy(tmp_path / str(seed), seed=seed).train()
+    assert len(seen) == len(set(seen)) == 2 * 17  # windows of 3, 3, 1, 3, 3, 1 and 3 micro-batches
+
+
+def test_training_and_evaluation_multiply_in_the_precision_that_is_asked_for(tmp_path, monkeypatch):
+    seen: set[tuple[str, bool]] = set()
+
+    def noting(name: str):
+        original = getattr(Reverse, name)
+        return lambda *given: seen.add((name, torch.is_autocast_enabled("cpu"))) or original(*given)
+
+    for name in ("loss", "predict"):
+        monkeypatch.setattr(Reverse, name, noting(name))
+    for precision, narrow in (("bf16", True), ("fp32", False)):  # accelerate remembers the last, which others expect
+        seen.clear()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        Toy(tmp_path / precision, steps=1, warmup=1, precision=precision).train()
+        assert seen == {("loss", narrow), ("predict", narrow)}
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Toy, Toy]:
     """Return the same run in one process and, through the launcher, in two: windows of 3, 3 and 1 micro-batches."""
@@ -259,6 +315,26 @@ def test_training_goes_on_after_validation_as_if_there_had_been_none(tmp_path):
     assert often.metrics("train/loss") == never.metrics("train/loss")
     assert_close(often.saved(7), never.saved(7), rtol=0, atol=0)
     assert often.steps() == never.steps() == list(range(1, 8))
+
+
+class Telling(Reverse):
+    """Says a weight instead of a string, and scores it."""
+
+    def predict(self, split, model, batch):
+        return [(row, float(model.output.bias[5])) for row in batch.rows]
+
+    def measure(self, split, outputs):
+        return {"exact": outputs[0]}
+
+    def samples(self, split, outputs):
+        return []
+
+
+def test_validation_scores_the_moving_average_where_there_is_one(tmp_path):
+    for kind, ema in (("ema", 0.5), ("model", 0.0)):
+        toy = Toy(tmp_path / kind, ema=ema, evaluate_every=2).train(Telling(STRINGS, BLOCK, 1))
+        told = {step: float(toy.saved(step, kind)["output.bias"][5]) for step in (2, 4, 6, 7)}
+        assert toy.metrics("valid/exact") == told
 
 
 def test_a_run_may_begin_with_the_weights_of_another(tmp_path):
@@ -440,6 +516,25 @@ def test_training_stops_after_so_many_validations_without_a_better_one_and_stays
 def test_more_patience_continues_a_run_that_stopped_early(tmp_path):
     Toy(tmp_path, evaluate_every=1, patience=1).train(Scripted({1: 0.5, 2: 0.4}))
     assert Toy(tmp_path, evaluate_every=1, patience=3).train(Scripted({3: 0.3, 4: 0.6})).steps()[-1] == 7
+
+
+class TwoMetrics(Reverse):
+    """Scores the same each time, and by another metric always better."""
+
+    def __init__(self) -> None:
+        super().__init__(STRINGS, BLOCK, 1)
+        self.other = -5.0
+
+    def measure(self, split, outputs):
+        self.other += 0.1
+        return {"exact": 0.9, "other": self.other}
+
+
+def test_another_metric_to_monitor_has_a_best_and_a_patience_of_its_own(tmp_path):
+    first = Toy(tmp_path, evaluate_every=1, patience=2).train(TwoMetrics()).run.state.progress
+    assert first.best == [(0.9, 1)] and first.step == 3
+    progress = Toy(tmp_path, evaluate_every=1, patience=2, monitor="other").train(TwoMetrics()).run.state.progress
+    assert progress.step == 7 and progress.best[0][1] == 7 and progress.stale == 0
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import children
@@ -18,15 +19,17 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_resume import STEPS, Program, newest, tensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from recipes import evaluate_images, show_rollout, train_images
+from recipes import evaluate_images, image_runs, show_rollout, train_images
 from recipes.config import launch, load_config, read
 from recipes.image_runs import Recipe, load, make_task
 from recipes.loop import evaluate
 from recipes.tracking import number
 from recipes.weights import load_tensors_into
+from tasks.image_classification.augment import TransformConfig, normalize
+from tasks.image_classification.distill import DistillConfig
 from tasks.image_classification.model import build_model
 
 pytestmark = pytest.mark.usefixtures("as_in_a_new_process")
@@ -326,6 +329,15 @@ def test_a_distilled_model_learns_from_a_run_with_both_heads(trained, tmp_path):
     assert {guess.name for guess in load(student.folder)(trained.images / "test/blue/1.png")} == set(COLOURS)
 
 
+def test_a_teacher_is_shown_images_as_it_was_trained_with(monkeypatch):
+    theirs = Recipe(transform=TransformConfig(mean=(0.1,), std=(0.2,)))
+    monkeypatch.setattr(image_runs, "recipe_of", lambda *given: theirs)
+    monkeypatch.setattr(image_runs, "load", lambda run: SimpleNamespace(model=nn.Identity(), classes=["a", "b"]))
+    teacher = make_task(Recipe(distill=DistillConfig(teacher="a run"))).teacher
+    pixels = torch.randint(256, (2, 3, *theirs.model.image_size), dtype=torch.uint8)
+    assert_close(teacher(normalize(pixels, (0.5,), (0.5,))), normalize(pixels, (0.1,), (0.2,)), rtol=1e-5, atol=1e-5)
+
+
 # Two processes, and kills
 
 HARD = {
@@ -439,12 +451,12 @@ def refusal(trained, tmp_path, capfd) -> Callable[..., str]:
             train(*trained.arguments, *arguments, "--train.out", folder)
         written, err = capfd.readouterr()
         assert end.value.code == 2 and written == ""
-        err = "".join(line for line in err.splitlines(keepends=True) if not line.startswith("CPU: 1 threads"))
+        err = err[err.index("error: ") :]  # after the threads, and the images there are
         assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
         assert everything(trained.images) | everything(trained.folder) == before
         if out is None:
             made = {path.name for path in folder.rglob("*")}
-            assert made <= {".lock", "classes.json", *left_there}
+            assert made <= {".lock", ".training.lock", "classes.json", *left_there}
         return err
 
     return refusal

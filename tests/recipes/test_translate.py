@@ -146,6 +146,14 @@ def test_translations_begin_with_their_prefixes(trained, capsys, written):
     assert all(line.startswith(prefix) for line, prefix in zip(out, prefixes, strict=False))
 
 
+def test_each_group_of_lines_has_its_own_prefixes(written, monkeypatch):
+    monkeypatch.setattr(translate, "LINES_AT_ONCE", 2)
+    sides = [[f"{name} {line}" for line in range(5)] for name in ("line", "prefix")]
+    paths = [str(written(f"{side[0]}.en", "\n".join(side))) for side in sides]
+    groups = translate.given(translate.Recipe(run="", input=paths[0], prefixes=paths[1]))
+    assert [pair for group in groups for pair in zip(*group, strict=True)] == list(zip(*sides, strict=True))
+
+
 def test_a_file_takes_its_name_once_it_is_whole(trained, capsys, written, translations, tmp_path):
     source, begins = written("a.en", "\n".join(LINES)), written("a.begin", "\n" * 4 + "Haus " * 300 + "\n\n")
     output = written("a.de.gz", "before")

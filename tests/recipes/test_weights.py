@@ -6,7 +6,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from recipes.checkpoint import load, save
-from recipes.weights import flatten_optimizer, load_tensors_into, unflatten_optimizer
+from recipes.optimizer import make_optimizer
+from recipes.train_config import TrainConfig
+from recipes.weights import flatten_optimizer, load_tensors_into, load_weights, unflatten_optimizer
 from tasks.errors import InputError
 
 OPTIMIZERS = {
@@ -88,12 +90,27 @@ def test_more_than_ten_groups_keep_their_order():
     assert unflatten_optimizer(*flatten_optimizer(before)) == before
 
 
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD"])
+def test_the_optimizer_is_the_one_that_was_named_with_its_eps(kind):
+    optimizer = make_optimizer(new_model(), TrainConfig(optimizer=kind.lower(), eps=1e-5), {})
+    assert type(optimizer) is getattr(torch.optim, kind)
+    assert kind == "SGD" or {group["eps"] for group in optimizer.param_groups} == {1e-5}
+
+
 def test_tied_weights_stay_tied(tmp_path):
     tied = new_model()
     tied[2].weight = nn.Parameter(torch.randn(7, 5))
     tied[0].weight = tied[2].weight
     load_tensors_into(tied, load(save(tmp_path, 1, {"model": tied.state_dict()}, {})).tensors["model"])
     assert tied[0].weight is tied[2].weight
+
+
+def test_of_a_checkpoint_the_moving_average_is_taken_where_it_has_one(tmp_path):
+    raw, average, model = (nn.Linear(3, 2) for _ in range(3))
+    load_weights(model, save(tmp_path, 1, {"model": raw.state_dict(), "ema": average.state_dict()}, {}))
+    assert_close(model.state_dict(), average.state_dict(), rtol=0, atol=0)
+    load_weights(model, save(tmp_path, 2, {"model": raw.state_dict()}, {}))
+    assert_close(model.state_dict(), raw.state_dict(), rtol=0, atol=0)
 
 
 def test_tensors_that_do_not_fit_are_named_with_both_shapes():

@@ -144,6 +144,11 @@ def test_the_worst_mistakes_are_the_most_confident_ones():
     assert worst_mistakes(predictions[1:2], 2) == []
 
 
+def test_confidence_counts_and_not_what_was_left_for_the_truth():
+    rows = [Prediction(np.array(each, np.float32), 2) for each in ([0.5, 0.4, 0.1], [0.6, 0.05, 0.35])]
+    assert worst_mistakes(rows, 2) == [1, 0]
+
+
 def test_a_prediction_is_sent_without_its_batch():
     batch = torch.rand(1000, 10).numpy()
     assert len(pickle.dumps(Prediction(batch[3], 1))) < 500

@@ -16,7 +16,7 @@ from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrain
 from tasks.image_classification.rollout import attention_rollout
 from tasks.image_classification.swin import SwinConfig
 from tasks.image_classification.vit import VitConfig, drop_patches
-from transformer_core import BlockConfig, Encoder, record_attention
+from transformer_core import BlockConfig, Dropout, Encoder, record_attention
 
 SIZE, PATCH, CLASSES = (32, 48), (8, 16), 7
 PRESETS = {
@@ -50,7 +50,7 @@ def vit(config: BlockConfig | None = None, *, size=SIZE, channels: int = 3, clas
 
 def swin(*, depths=(2, 2), window=(4, 4), dim: int = 32, **fields):
     settings = SwinConfig(depths=depths, window=window)
-    own = block(dim, position="relative", norm_eps=1e-5, **fields)
+    own = block(dim, **({"position": "relative", "norm_eps": 1e-5} | fields))
     return build_model(ImageModelConfig(kind="swin", block=own, swin=settings), CLASSES, channels=3).eval()
 
 
@@ -223,6 +223,25 @@ def test_patch_dropout_keeps_a_share_of_the_patches_of_each_image_unchanged():
     assert lengths == [1 + 6, 1 + 12]
 
 
+@pytest.mark.parametrize("make", [lambda: vit(block(dropout=0.5)), lambda: swin(dropout=0.5)], ids=["vit", "swin"])
+def test_features_of_the_patches_are_dropped_in_training_only(make):
+    model, images = scrambled(make()), torch.randn(2, 3, *SIZE)
+    for name, module in model.named_modules():
+        if isinstance(module, Dropout) and name != "dropout":
+            module.rate = 0.0
+    assert torch.equal(model(images), model(images))
+    assert not torch.equal(model.train()(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: vit(block(norm_eps=0.25), pool="attention"), lambda: swin(norm_eps=0.25)],
+    ids=["vit", "swin"],
+)
+def test_every_norm_has_the_eps_of_the_block(make):
+    assert {module.eps for module in make().modules() if isinstance(module, nn.LayerNorm)} == {0.25}
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_the_same_when_activations_are_made_again(recompute):
     gradients = []
@@ -357,15 +376,15 @@ def test_weights_that_do_not_fit_are_named():
 
 def test_earlier_blocks_learn_more_slowly_and_a_probe_trains_the_head_alone():
     model = vit()
-    factors = rate_factors(model, PretrainedConfig(path="any.pth", layer_decay=0.5))
+    factors = rate_factors(model, PretrainedConfig(layer_decay=0.5))
     assert factors["head.weight"] == factors["encoder.norm.bias"] == 1.0
     assert factors["encoder.blocks.2.attention.input.weight"] == 0.5
     assert factors["encoder.blocks.0.feed_forward.wide.bias"] == 0.125
     assert factors["patches.projection.weight"] == factors["prefix"] == factors["position"] == 0.0625
-    probe = rate_factors(model, PretrainedConfig(path="any.pth", freeze=True))
+    probe = rate_factors(model, PretrainedConfig(freeze=True))
     assert {name for name, factor in probe.items() if factor} == {"head.weight", "head.bias"}
     assert set(probe) == set(factors) == {name for name, _ in model.named_parameters()}
-    windows = rate_factors(swin(), PretrainedConfig(path="any.pth", layer_decay=0.5))
+    windows = rate_factors(swin(), PretrainedConfig(layer_decay=0.5))
     assert windows["mergings.0.norm.weight"] == windows["stages.0.1.attention.attention.position.weight"] == 0.125
     assert windows["patch_norm.weight"] == 0.5**5
 
@@ -381,7 +400,6 @@ def test_earlier_blocks_learn_more_slowly_and_a_probe_trains_the_head_alone():
         (lambda: vit(block(position="relative")), "position=relative"),
         (lambda: vit(block(position="rotary"), patch_dropout=0.1), "patch_dropout=0"),
         (lambda: swin(depths=()), "depths="),
-        (lambda: PretrainedConfig(freeze=True), "--pretrained.path"),
         (lambda: vit(block(position="sinusoidal"))(torch.zeros(1, 3, 32, 32)), "and the model has"),
     ],
 )

@@ -106,6 +106,11 @@ def test_a_training_batch_follows_from_its_epoch_and_rows_and_each_copy_of_an_im
     assert task.targets(first) == 4
 
 
+def test_each_micro_batch_of_an_epoch_is_mixed_by_a_seed_of_its_own(make):
+    task = make()
+    assert len({task.batch("train", rows, 3).seed for rows in ([4, 7], [5, 7], [6, 7])}) == 3
+
+
 def test_evaluation_sees_the_images_as_they_are_whatever_the_augmentation(make):
     strong = make(augment=AugmentConfig(min_scale=0.1, policy="rand", erasing=1.0, mixup=0.8, cutmix=1.0))
     plain = make()
@@ -238,6 +243,15 @@ def test_the_teacher_sees_the_images_in_its_own_size_mean_and_deviation():
         direct = normalize(pixels, own.mean, own.std)
         direct = F.interpolate(direct, size, mode="bicubic", antialias=True) if size != (8, 12) else direct
         assert_close(teacher(normalize(pixels, given.mean, given.std)), direct, rtol=1e-5, atol=1e-5)
+
+
+def test_the_teacher_sees_the_images_as_they_are_mixed(make):
+    task, _ = teach(make(), make, DistillConfig(), augment=replace(STILL, mixup=1.0))
+    student, batch, seen = task.build(), a_batch(task), []
+    for model in (student, task.teacher):
+        model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    task.loss(student, batch)
+    assert torch.equal(*seen) and not torch.equal(seen[0], normalize(batch.images, (0.5,), (0.5,)))
 
 
 @pytest.mark.parametrize(
@@ -422,7 +436,7 @@ def test_matrices_alone_decay_and_the_momentum_of_sgd_is_the_first_beta(make, ki
 
 
 def test_layer_decay_gives_each_weight_its_factor_and_a_frozen_one_needs_no_gradient(make):
-    task = make(pretrained=PretrainedConfig(path="any.pth", layer_decay=0.5))
+    task = make(pretrained=PretrainedConfig(layer_decay=0.5))
     model = task.build()
     groups = groups_of(model, TrainConfig(weight_decay=0.07), task.rate_factors(model))
     assert groups.keys() == dict(model.named_parameters()).keys()
@@ -431,13 +445,23 @@ def test_layer_decay_gives_each_weight_its_factor_and_a_frozen_one_needs_no_grad
         expected = {"0": 0.25, "1": 0.5, "encoder": 1.0, "head": 1.0}.get(part, 0.125)
         assert groups[name]["factor"] == expected, name
         assert groups[name]["weight_decay"] == (0.07 if weight.dim() > 1 else 0.0), name
-    task = make(pretrained=PretrainedConfig(path="any.pth", freeze=True))
+    task = make(pretrained=PretrainedConfig(freeze=True))
     model = task.build()
     assert groups_of(model, TrainConfig(), task.rate_factors(model)).keys() == {"head.weight", "head.bias"}
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
 
 
+def test_less_is_better_of_loss_and_calibration_error_alone():
+    assert ImageClassification.falling == {"loss", "ece"}
+
+
 # What does not go together
+
+
+@pytest.mark.parametrize("settings", [{"freeze": True}, {"layer_decay": 0.8}])
+def test_what_is_for_trained_weights_wants_some(make, settings):
+    with pytest.raises(InputError, match="freeze and layer_decay .* --pretrained.path"):
+        begun(make(pretrained=PretrainedConfig(**settings)))
 
 
 @pytest.mark.parametrize(

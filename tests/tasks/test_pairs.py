@@ -255,6 +255,17 @@ def test_the_check_fails_where_noise_goes_wrong(texts, tmp_path, breakage, monke
         check_segmentation_noise(data)
 
 
+def test_noise_follows_from_the_seed_and_is_not_the_same_on_both_sides(texts, tmp_path):
+    same = [Corpus(source="train.en", target="train.en")]
+
+    def cut(seed: int) -> list[tuple[list[int], list[int]]]:
+        config = texts(train=same, valid=same, seed=seed, vocabulary={"dropout": 0.5, "size": 40})
+        return list(PairData(config, run_folder(tmp_path, f"run{seed}")).ids("train", range(211), 0))
+
+    first = cut(1)
+    assert first != cut(2) and sum(source != target for source, target in first) > 50
+
+
 def test_a_noisy_segmentation_is_never_cut(texts, tmp_path):
     config = texts(vocabulary={"dropout": 0.8, "size": 60}, filter=Filter(max_length=25))
     data = PairData(config, run_folder(tmp_path))
@@ -323,6 +334,12 @@ def test_every_epoch_shows_every_kept_row_once_within_the_budget_of_tokens(texts
             longest = max(max(len(pairs.source[row]), len(pairs.target[row])) + 1 for row in batch)
             assert len(batch) * longest <= 64
     assert len(pairs.rows) < 211
+
+
+@pytest.mark.parametrize("pair", [("red " * 90, "rot"), ("red", "rot " * 90)], ids=["source", "target"])
+def test_a_line_to_be_scored_is_planned_as_long_as_it_is_read(texts, tmp_path, pair):
+    data = PairData(texts(valid=[write(tmp_path / "text", "long", [pair])]), run_folder(tmp_path))
+    assert data.plan("valid", 0) == [[0]] and max(map(len, next(data.ids("valid", [0], 0)))) == 63
 
 
 def test_weighted_corpora_are_shown_as_often_as_they_weigh(texts, tmp_path):

@@ -15,7 +15,7 @@ from tasks.translation.evaluate import ScoreConfig
 from tasks.translation.model import TranslationConfig, TranslationModel, make_model
 from tasks.translation.pairs import TextPairs
 from tasks.translation.recurrent import RecurrentModel, RecurrentState
-from tasks.translation.recurrent_layers import Encoder, RecurrentConfig
+from tasks.translation.recurrent_layers import Encoder, RecurrentConfig, make_cells
 from tasks.translation.shortlist import Shortlist
 from tasks.translation.task import LossConfig, Translation, collate, decode, pad_source
 from tasks.translation.translator import Translator
@@ -357,6 +357,14 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(all_logits(model, *inputs), all_logits(model, *inputs))
     model.eval()
     assert torch.equal(all_logits(model, *inputs), all_logits(model, *inputs))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_features_are_dropped_between_layers_in_training_only(depth):
+    cells, x = make_cells(RecurrentConfig(depth=depth, dropout=0.5), DIM, DIM), torch.randn(3, 4, DIM)
+    assert torch.equal(cells(x)[0], cells(x)[0]) == (depth == 1)
+    cells.eval()
+    assert torch.equal(cells(x)[0], cells(x)[0])
 
 
 def new_task(**recurrent) -> Translation:

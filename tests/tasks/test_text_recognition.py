@@ -40,6 +40,11 @@ def test_a_line_is_drawn_anew_in_each_epoch_and_the_same_by_everyone():
     assert image.shape == (1, 32, 256) and image.dtype == torch.uint8
 
 
+def test_splits_do_not_share_their_draws():
+    lines = Lines(TextImages(**{**SMALL, "test_fonts": SMALL["fonts"]}), ["same text"] * 40)
+    assert not torch.equal(lines.example("valid", 3, 0)[0], lines.example("test", 3, 0)[0])
+
+
 def test_no_text_is_in_two_splits_and_the_test_has_its_own_fonts():
     lines = Lines(TextImages(**SMALL), CORPUS)
     texts = {split: set(own) for split, own in lines.text.items()}
@@ -75,6 +80,13 @@ def test_an_image_keeps_its_shape_inside_the_size(width, height, channels):
     scale = min(32 / height, 256 / width)
     assert abs(int(columns.max() - columns.min()) + 1 - scale * width / 2) <= 3
     assert abs(int(rows.max() - rows.min()) + 1 - scale * height / 2) <= 3
+    assert abs(int(rows.max() + rows.min()) - 31) <= 3  # in the middle
+
+
+def test_what_is_left_beside_an_image_has_the_colour_of_its_corner():
+    colour = 10, 20, 30
+    whole = fit(Image.new("RGB", (10, 10), colour), TextImages(channels=3))
+    assert (whole == torch.tensor(colour)[:, None, None]).all()
 
 
 def test_a_font_without_a_character_is_not_asked_for_it(tmp_path):
@@ -165,6 +177,25 @@ def test_an_unknown_character_has_an_id_and_is_never_written(task):
     assert all(read == "" or set(read) <= set(task.names) for read in task.read(model, texts.images))
 
 
+def test_marks_and_the_unknown_character_are_never_written(task, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("tasks.text_recognition.task.search", lambda *state, **given: seen.update(given) or [])
+    task.read(task.build().eval(), torch.zeros(2, 1, 32, 256, dtype=torch.uint8))
+    assert set(seen["banned"]) == {PAD, BOS, UNKNOWN} and seen["max_lengths"].tolist() == [12, 12]
+
+
+def test_patches_know_their_places(task):
+    model, images = task.build().eval(), torch.randint(256, (2, 1, 32, 256), dtype=torch.uint8)
+    target, positions = torch.full((2, 1), BOS), torch.arange(2)
+    one, other = (model(each, target, positions).hidden for each in (images, images.roll(128, 3)))
+    assert (one - other).abs().max() > 1e-3  # without places the halves could change theirs
+
+
+def test_the_output_layer_is_the_embedding(task):
+    model = task.build()
+    assert model.output.weight is model.embedding.tokens.weight
+
+
 def test_step_by_step_it_says_what_it_says_at_once(task):
     model, batch = task.build().double().eval(), task.batch("train", range(5), 0)
     images = batch.images.double()
@@ -178,6 +209,10 @@ def test_error_rates_are_edits_over_what_is_written(task):
     found = task.measure("test", [("kitten", "sitting"), ("a b", "a b")])
     assert found["cer"] == pytest.approx(100 * 3 / 10) and found["wer"] == pytest.approx(100 * 1 / 3)
     assert {"cer", "wer"} <= task.falling
+
+
+def test_word_errors_are_counted_per_written_word(task):
+    assert task.measure("test", [("a b c", "a b")])["wer"] == pytest.approx(100 * 1 / 2)
 
 
 def test_a_few_updates_learn_what_the_lines_have_in_common(task):

@@ -526,6 +526,10 @@ def test_samples_show_the_scores_with_signatures_and_lines_that_belong_together(
         assert shown == [text[row]["source"], text[row]["target"], f"hypothesis {row}"]
 
 
+def test_less_is_better_of_these_metrics_alone():
+    assert Translation.falling == {"loss", "perplexity", "ter", "empty", "repetition", "copy"}
+
+
 # What is refused
 
 

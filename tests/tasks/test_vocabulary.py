@@ -98,6 +98,16 @@ def test_without_byte_fallback_a_strange_character_is_unknown(tmp_path):
     assert UNK in vocabulary.encode("漢")
 
 
+def test_digits_are_split_and_rare_characters_left_out_where_that_is_asked_for(tmp_path):
+    text = ["year 2024 2024 2024 2024"] * 300 + ["ŵ"]
+    whole, split, rare = (
+        trained(tmp_path / "v.model", text, byte_fallback=False, **options).pieces
+        for options in ({"size": 24}, {"size": 18, "split_digits": True}, {"size": 20, "character_coverage": 0.98})
+    )
+    assert any("20" in piece for piece in whole) and not any("20" in piece for piece in split)
+    assert "ŵ" in whole and "ŵ" not in rare
+
+
 def test_symbols_have_ids_that_no_text_can_reach(tmp_path):
     vocabulary = trained(tmp_path / "v.model", symbols=("<2de>", "<2,fr>"))
     tags = [vocabulary.pieces.index("<2de>"), vocabulary.pieces.index("<2,fr>")]
