@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -86,7 +87,7 @@ def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -
         worker_init_fn=_outlive_requests,
     )
     window: list[Item] = []
-    for item in _read(loader):
+    for item in loader:
         if isinstance(item.batch, InputError):
             raise item.batch
         window.append(item)
@@ -95,17 +96,18 @@ def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -
             window = []
 
 
-def _read(loader: "DataLoader[Item]") -> Iterator[Item]:
-    """Yield what the loader reads. Raises InputError where one of its processes was killed."""
-    reading = iter(loader)
-    while True:
-        try:
-            item = next(reading)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if not loader.num_workers or (type(error) is RuntimeError and not str(error).startswith("DataLoader work")):
-                raise
-            raise InputError(
-                f"a process that reads ahead has died ({one_line(error)}), for lack of memory maybe: lower "
-                "--train.workers; the same command continues."
-            ) from error
-        yield item
+@contextmanager
+def readers_watched(workers: int) -> Iterator[None]:
+    """Raise InputError where one of the processes that read ahead dies meanwhile.
+
+    Its signal may come anywhere, and PyTorch raises there.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not workers or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
+            raise
+        raise InputError(
+            f"a process that reads ahead has died ({one_line(error)}), for lack of memory maybe: lower "
+            "--train.workers; the same command continues."
+        ) from error

@@ -26,7 +26,7 @@ from recipes import checkpoint
 from recipes.compiling import compiled
 from recipes.config import RECIPE, describe_difference, flatten, load_config, write_config
 from recipes.evaluation import check_reported, evaluate
-from recipes.feed import Item, keys, windows
+from recipes.feed import Item, keys, readers_watched, windows
 from recipes.meter import Meter
 from recipes.optimizer import make_optimizer
 from recipes.processes import CLAIM, StopRequest, check_launch, check_sharing, claimed, use_machine
@@ -99,7 +99,7 @@ def run(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
     stream = windows(task, order, workers=config.workers, pin=accelerator.device.type == "cuda")
     meter = Meter(accelerator, task.unit)
     try:
-        with closing(stream), StopRequest() as stop:
+        with closing(stream), StopRequest() as stop, readers_watched(config.workers):
             while progress.step < config.steps and not progress.stopped_early:
                 with meter.waiting():
                     window = next(stream)

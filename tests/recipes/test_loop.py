@@ -607,6 +607,7 @@ def test_a_run_that_is_past_its_steps_says_so(tmp_path, capsys):
     assert "after update 7, which is past --train.steps 5" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the signal may come in a destructor
 def test_a_killed_reader_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
     whole, batch = Toy(tmp_path / "whole").train(), Reverse.batch
 
