@@ -4,6 +4,7 @@ python -m recipes.evaluate_images runs/digits
 python -m recipes.evaluate_images runs/pets --split valid --output pets_valid
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def check_data(task: ImageClassification, run: Path) -> None:
     Raises InputError.
     """
     newest = checkpoint.newest(run / CHECKPOINTS, read_only=True)
-    if newest is not None and checkpoint.load(newest).state["progress"].get("data") not in (None, "", task.digest()):
+    state = {} if newest is None else json.loads((newest / "state.json").read_text(encoding="utf-8"))["progress"]
+    if state.get("data", "") not in ("", task.digest()):
         raise InputError(
             f"{run} was trained on other images than are there now, and held out others: give them back, or score test "
             "images."

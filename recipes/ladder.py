@@ -64,10 +64,10 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
         aside.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     console().print(table(results, chosen))
     for line in lines[chosen]:
-        console().print(line, markup=False, highlight=False, soft_wrap=True)
+        console().print(line, highlight=False, soft_wrap=True)
     if expected.metric:
         said = verdict(results[chosen][splits[-1]], expected, run)
-        console().print(said, markup=False, highlight=False, soft_wrap=True)
+        console().print(said, highlight=False, soft_wrap=True)
 
 
 def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:

@@ -102,8 +102,8 @@ class _Lasting(Console):
 
 
 def console() -> Console:
-    """Return where tables go."""
-    return _Lasting(stderr=True)
+    """Return where tables go; names in brackets, of classes say, are names."""
+    return _Lasting(stderr=True, markup=False)
 
 
 def _lines(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.table import Table
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -14,6 +15,7 @@ from recipes import checkpoint
 from recipes.ladder import Expected, candidates, finish, verdict
 from recipes.loop import Run, train
 from recipes.reverse import Recipe, Reverse, Strings
+from recipes.tracking import console
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
 from transformer_core import BlockConfig
@@ -176,3 +178,10 @@ def test_a_metric_that_is_not_reported_is_told_once_the_model_is_safe(tmp_path):
     with pytest.raises(InputError, match="--expected.metric neer is not reported: choose among loss, near"):
         finish(task, run, config, Expected(metric="neer", at_least=0.0), ["valid"])
     assert (tmp_path / "model.safetensors").exists() and (tmp_path / "report.json").exists()
+
+
+def test_a_name_in_brackets_is_a_name(capsys):
+    shown = Table("class")
+    shown.add_row("[bold]cat[/x]")
+    console().print(shown)
+    assert "[bold]cat[/x]" in capsys.readouterr().err
