@@ -202,7 +202,7 @@ def test_drop_path_leaves_out_whole_examples_and_keeps_the_mean():
     assert torch.equal(layer.eval()(x, torch.sin), x + x.sin())
 
 
-def test_compiled_drop_path_keeps_the_mean_too():
+def test_compiled_drop_path_keeps_the_mean_too(unchecked):
     torch._dynamo.reset()
     layer = torch.compile(DropPath(0.75).train(), backend="eager")
     found = layer(torch.zeros(4_000, 1), lambda x: x + 1)
