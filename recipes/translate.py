@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from recipes.processes import use_machine
 from recipes.runs import load
 from tasks.errors import InputError
 from tasks.translation.files import read_lines
+from tasks.writing import whole
 from transformer_core.packing import Precision
 from transformer_core.search import SearchConfig
 
@@ -148,20 +149,15 @@ def opened(path: str | None) -> Iterator[TextIO]:
         except BrokenPipeError:  # who reads has seen enough; Python would complain of it once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    whole = Path(path)
-    device = whole.exists() and not whole.is_file()
-    aside = whole if device else whole.with_name(f".tmp-{os.getpid()}-{whole.name}")
-    try:
-        write = gzip.open if whole.suffix == ".gz" else open
-        with cast(TextIO, write(aside, "wt", encoding="utf-8")) as file:
-            yield file
-        if not device:
-            aside.replace(whole)
-    except OSError as error:
-        raise InputError(f"--output {path}: cannot be written ({error.strerror}): choose another file.") from None
-    finally:
-        if not device:
-            aside.unlink(missing_ok=True)
+    place = Path(path)
+    write = gzip.open if place.suffix == ".gz" else open
+    device = place.exists() and not place.is_file()  # which cannot be renamed into place
+    with nullcontext(place) if device else whole(place) as aside:
+        try:
+            with cast(TextIO, write(aside, "wt", encoding="utf-8")) as file:
+                yield file
+        except OSError as error:
+            raise InputError(f"--output {path}: cannot be written ({error.strerror}): choose another file.") from None
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def search(
     patience = 1 if device.type == "cpu" else 4  # steps between two questions to the device: each waits for it
     for step in range(1, max(limits) + 2):
         logits = state.step(tokens)
-        if not all(0 <= id < logits.size(1) for id in (eos_id, *banned)):
+        if step == 1 and not all(0 <= id < logits.size(1) for id in (eos_id, *banned)):
             raise ValueError(f"eos_id={eos_id} or banned={list(banned)} is no id of {logits.size(1)} tokens.")
         log_probs = logits if plain else _log_softmax(logits)
         constraints.apply(log_probs, frontier.history)
