@@ -1,5 +1,6 @@
 """The optimizer of a run: which weights decay, and which learn at another rate than the rest."""
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -7,11 +8,15 @@ from torch import nn
 
 from recipes.train_config import TrainConfig
 
+SPARED = re.compile(r"(^|\.)(position|prefix)(\.|$)")
+"""Names of tables that do not decay: positions, biases of distances, tokens before the patches."""
+
 
 def make_optimizer(model: nn.Module, config: TrainConfig, factors: Mapping[str, float]) -> torch.optim.Optimizer:
     """Build the optimizer; `factors` says by name what the learning rate of a weight is multiplied by, 1 unless given.
 
-    Matrices decay, norms and biases do not. A weight of factor 0 is frozen: it needs no gradient any more.
+    Matrices decay; norms, biases, positions and learned tokens do not (Touvron et al. 2021; Liu et al. 2021, in their
+    published code). A weight of factor 0 is frozen: it needs no gradient any more.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, weight in model.named_parameters():
@@ -19,7 +24,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, factors: Mapping[str, 
         if factor == 0.0:
             weight.requires_grad_(False)
             continue
-        groups.setdefault((weight.dim() > 1, factor), []).append(weight)
+        decays = weight.dim() > 1 and not SPARED.search(name)
+        groups.setdefault((decays, factor), []).append(weight)
     settings = [
         {"params": weights, "weight_decay": config.weight_decay if decays else 0.0, "factor": factor}
         for (decays, factor), weights in groups.items()

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from recipes import checkpoint
 from recipes.weights import flatten_optimizer, load_tensors_into, unflatten_optimizer
+from tasks.errors import InputError
 
 CHECKPOINTS = "checkpoints"
 
@@ -100,7 +101,13 @@ class State:
         """Take over a checkpoint. Raises InputError where it does not fit."""
         saved = checkpoint.load(path)
         load_tensors_into(self.model, saved.tensors["model"])
-        self.optimizer.load_state_dict(unflatten_optimizer(saved.tensors["optimizer"], saved.state["optimizer"]))
+        try:
+            self.optimizer.load_state_dict(unflatten_optimizer(saved.tensors["optimizer"], saved.state["optimizer"]))
+        except ValueError as error:
+            raise InputError(
+                f"{path} is of another version, whose optimizer holds other weights together ({error}): choose another "
+                f"--train.out and --train.start_from the weights of this run."
+            ) from None
         if self.average is not None:
             self.average.weights = {
                 name: saved.tensors["ema"][name].to(value) for name, value in self.average.weights.items()

@@ -29,7 +29,7 @@ class TrainConfig:
     eps: float = 1e-9
     """Added to the root of Adam's second moment."""
     weight_decay: float = 0.0
-    """Weight decay of matrices; norms and biases are never decayed."""
+    """Weight decay of matrices; norms, biases, positions and learned tokens are never decayed."""
     clip: float = 1.0
     """Largest norm of the gradient of an update; 0 does not clip."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -101,6 +101,10 @@ class TrainConfig:
             raise ValueError(f"--train.seed {self.seed} has more than 64 bits: choose a smaller number.")
         if self.warmup > self.steps:
             raise ValueError(f"--train.warmup {self.warmup} is longer than --train.steps {self.steps}: lower it.")
+        if self.warmup == self.steps and self.schedule in ("cosine", "linear"):
+            raise ValueError(
+                f"--train.warmup {self.warmup} takes all --train.steps, and {self.schedule} ends at 0: lower it."
+            )
         kept = self.keep_last if self.average_of == "last" else self.keep_best
         if self.average > kept:
             raise ValueError(

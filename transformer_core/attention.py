@@ -4,8 +4,6 @@
 backward, on every path.
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -46,15 +44,14 @@ def attention(
     of the other.
 
     Raises:
-        ValueError: the mask does not hold booleans, or the heads of keys do not divide those of queries.
+        ValueError: the mask does not hold booleans, the heads of keys do not divide those of queries, or with `causal`
+            there are more queries than keys.
     """
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"the mask holds {mask.dtype}: give booleans, True where a query may look, or a bias.")
     if query.size(1) % key.size(1):
         raise ValueError(f"{key.size(1)} heads of keys do not divide {query.size(1)} heads of queries.")
-    if query.size(0) != key.size(0):
-        batch = max(query.size(0), key.size(0))
-        query, key, value = (x.expand(batch, -1, -1, -1) for x in (query, key, value))
+    query, key, value = _of_one_batch(query, key, value)
     factored = score.factor(query, key)
     if factored is None:
         weights = attention_weights(query, key, score=score, mask=mask, bias=bias, causal=causal)
@@ -64,9 +61,8 @@ def attention(
         allowed = _with_causal(mask, q.size(-2), k.size(-2), causal, q.device)
         return _by_products(q, k, value, allowed, bias, dropout, scale)
     width = value.size(-1)
-    if q.size(-1) != width:  # fused kernels want one width for all three
-        value = F.pad(value, (0, q.size(-1) - width)) if q.size(-1) > width else value
-        q, k = (F.pad(x, (0, value.size(-1) - x.size(-1))) for x in (q, k))
+    wide = max(q.size(-1), width)  # fused kernels want one width for all three
+    q, k, value = (x if x.size(-1) == wide else F.pad(x, (0, wide - x.size(-1))) for x in (q, k, value))
     # Branches, because under torch.compile a comparison of sizes is no bool, and the kernel wants one.
     aligned = True if causal and mask is None and bias is None and q.size(-2) == k.size(-2) else False
     grouped = True if q.size(1) != k.size(1) else False
@@ -87,15 +83,20 @@ def attention(
 
 
 def attention_weights(
-    query: Float[Tensor, "batch heads queries width"],
-    key: Float[Tensor, "batch kv_heads keys key_width"],
+    query: Float[Tensor, "#batch heads queries width"],
+    key: Float[Tensor, "#batch kv_heads keys key_width"],
     *,
     score: Score,
     mask: Bool[Tensor, "*#leading #queries keys"] | None = None,
     bias: Float[Tensor, "#batch #heads #queries keys"] | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """Return the weights that `attention()` uses without ever holding them: the definition, and what one looks at."""
+    """Return the weights that `attention()` uses without ever holding them: the definition, and what one looks at.
+
+    Raises:
+        ValueError: with `causal` there are more queries than keys.
+    """
+    query, key = _of_one_batch(query, key)
     logits = _scores(score, query, _repeat_heads(key, query.size(1)))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
@@ -114,8 +115,16 @@ def masked_softmax(
 
     `mask` broadcasts to `logits`. `valid_lens` needs logits of (batch, queries, keys) or (batch, heads, queries,
     keys) and hides the keys from there on, per example (batch,) or per query (batch, queries). Both may be given.
+
+    Raises:
+        ValueError: there are valid lengths, and logits of other axes.
     """
     if valid_lens is not None:
+        if logits.dim() not in (3, 4):
+            raise ValueError(
+                f"valid_lens hides keys of each example: give logits of (batch, queries, keys) or (batch, heads, "
+                f"queries, keys), not of {tuple(logits.shape)}."
+            )
         real = padding_mask(valid_lens, logits.size(-1))
         real = real.squeeze(1) if logits.dim() == 3 else real
         mask = real if mask is None else mask & real
@@ -205,12 +214,11 @@ def _softmax(logits: Tensor) -> Tensor:
 def _scores(score: Score, query: Tensor, key: Tensor) -> Tensor:
     """Compute the scores in chunks of queries, so that the memory of `pair_width` per pair stays bounded."""
     batch, heads, queries, _ = query.shape
-    per_query = batch * heads * key.size(-2) * score.pair_width(query.size(-1))
+    per_query = batch * heads * key.size(-2) * score.pair_width
     rows = max(1, CHUNK_ELEMENTS // max(1, per_query))
     if rows >= queries:
         return score(query, key)
-    edges = [*range(0, queries, rows), queries]
-    chunks = (query[:, :, a:b] for a, b in pairwise(edges))
+    chunks = query.split(rows, 2)
     if not torch.is_grad_enabled():  # a checkpoint reads the state of the generator, which a recorded step must not
         return torch.cat([score(chunk, key) for chunk in chunks], -2)
     # Without checkpoints autograd would keep every chunk for the backward pass.
@@ -222,6 +230,14 @@ def _with_causal(mask: Tensor | None, queries: int, keys: int, causal: bool, dev
         return mask
     ahead = causal_mask(queries, keys, device)
     return ahead if mask is None else mask & ahead
+
+
+def _of_one_batch(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Let one example serve all of the others."""
+    if all(part.size(0) == parts[0].size(0) for part in parts):
+        return parts
+    batch = max(part.size(0) for part in parts)
+    return tuple(part.expand(batch, -1, -1, -1) for part in parts)
 
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:

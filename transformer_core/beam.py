@@ -4,8 +4,6 @@ Source: Graves (2012); Sutskever et al. (2014). Of the 2 * beams best continuati
 first `beams` that end are finished; the best `beams` that do not end live on. A finished hypothesis is never continued.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# (torch leaves open what Tensor.tolist returns)
 from collections.abc import Sequence
 
 import torch

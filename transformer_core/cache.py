@@ -159,7 +159,11 @@ class Cache(list[LayerCache]):
 
 
 def check_capacity(positions: int, capacity: int) -> None:
-    """Refuse more positions than a cache was made for."""
+    """Refuse more positions than a cache was made for.
+
+    Raises:
+        ValueError: there are more.
+    """
     if positions > capacity:
         raise ValueError(f"position {positions} is past the capacity of the cache, {capacity}: ask for more.")
 

@@ -2,20 +2,21 @@
 
 from dataclasses import dataclass, replace
 
-from transformer_core.choices import check_choice
+from transformer_core.choices import check_choices
 from transformer_core.feedforward import Activation
 from transformer_core.multihead import check_heads
 from transformer_core.position import PositionName
 from transformer_core.residual import NormName, Order
 from transformer_core.score import ScoreName
 
-CHOICES = {"activation": Activation, "score": ScoreName, "position": PositionName, "order": Order, "norm": NormName}
-"""The names that fields of a block can have."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One encoder or decoder block; every block of a model is built from the same."""
+    """One encoder or decoder block; every block of a model is built from the same.
+
+    Raises:
+        ValueError: a setting is out of its range, or two do not go together; the message names them.
+    """
 
     dim: int = 256
     """Features of a token (d_model of Vaswani et al. 2017)."""
@@ -55,8 +56,7 @@ class BlockConfig:
     """Keep no activations inside a block and compute them again backward: less memory, a third more computation."""
 
     def __post_init__(self) -> None:
-        for name, literal in CHOICES.items():
-            check_choice(name, getattr(self, name), literal)
+        check_choices(self)
         check_heads(self.dim, self.num_heads, self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
         for name in ("dropout", "attention_dropout", "hidden_dropout", "drop_path"):
             if not 0 <= (rate := getattr(self, name)) < 1:
@@ -79,6 +79,6 @@ class BlockConfig:
 def block_configs(config: BlockConfig, depth: int) -> list[BlockConfig]:
     """Return the configuration of each block of a stack: equal but for `drop_path`, which grows linearly to its value.
 
-    Source: Huang et al. (2016), section 3.
+    Source: Huang et al. (2016), section 3; from 0 in the first block on, as in the code of Touvron et al. (2021).
     """
     return [replace(config, drop_path=config.drop_path * index / max(1, depth - 1)) for index in range(depth)]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transformer_core.cache import TOGETHER, Cache, KeysValues, LayerCache, keep_rows, round_up
+from transformer_core.cache import TOGETHER, Cache, KeysValues, LayerCache, keep_rows
 from transformer_core.config import BlockConfig, block_configs
 from transformer_core.encoder import make_add_norm, make_attention, make_feed_forward, run_block
 from transformer_core.residual import make_norm
@@ -26,7 +26,7 @@ class Memory(NamedTuple):
         key, value = self.keys_values[0]
         if key.device.type != "cpu":
             return Memory([KeysValues(key.clone(), value.clone()) for key, value in self.keys_values], self.mask)
-        missing = round_up(key.size(2), TOGETHER) - key.size(2)
+        missing = -key.size(2) % TOGETHER
         mask = self.mask
         if missing:
             mask = key.new_ones(1, 1, 1, key.size(2), dtype=torch.bool) if mask is None else mask
@@ -86,11 +86,11 @@ class DecoderBlock(nn.Module):
     def _read(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Let all rows of a sentence, one after the other, be queries of its memory."""
         rows, sentences = x.size(0), key.size(0)
-        if rows != sentences and (sentences == 0 or rows % sentences):
+        beams = rows // max(1, sentences)
+        if rows != beams * sentences:
             raise ValueError(
                 f"{rows} rows cannot be shared by the {sentences} sentences of the memory: pass a multiple."
             )
-        beams = rows // max(1, sentences)
         queries = x.reshape(sentences, beams * x.size(1), x.size(2))
         return self.cross_attention(queries, KeysValues(key, value), mask=mask).view_as(x)
 

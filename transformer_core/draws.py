@@ -1,7 +1,5 @@
 """Greedy search and sampling: rows that grow on their own, without a choice between them."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# (torch leaves open what Tensor.tolist returns)
 import random
 from collections.abc import Sequence
 

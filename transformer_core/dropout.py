@@ -14,6 +14,9 @@ class Dropout(nn.Module):
     On a CPU PyTorch draws one Bernoulli number per element, one after the other, which takes longer than the matrix
     products of a small model. Here one 64-bit draw decides four elements, so `rate` is rounded to 1/65536, and the same
     seed drops others than `torch.nn.Dropout` does.
+
+    Raises:
+        ValueError: the rate is no share: below 0, or 1 and more.
     """
 
     def __init__(self, rate: float) -> None:

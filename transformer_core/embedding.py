@@ -35,7 +35,11 @@ class TokenEmbedding(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Int[Tensor, "batch length"], offset: Offset = 0) -> Float[Tensor, "batch length dim"]:
-        """Embed tokens that stand at the positions `offset`, `offset + 1`, ..."""
+        """Embed tokens that stand at the positions `offset`, `offset + 1`, ...
+
+        Raises:
+            ValueError: positions are learned, and there are fewer.
+        """
         x = self.tokens(ids) * self.scale
         if self.position is not None:
             x = self.position(x, offset)

@@ -33,6 +33,9 @@ class GridRotary(Rotary):
 
     The first `prefix` tokens stand nowhere and are not turned. Source: Heo et al. (2024), "Rotary position embedding
     for vision Transformer", section 3.2, the axial form, with its base of 100.
+
+    Raises:
+        ValueError: the width is no multiple of 4.
     """
 
     def __init__(self, width: int, grid: tuple[int, int], *, prefix: int = 0, base: float = 100.0) -> None:

@@ -24,6 +24,9 @@ class MultiHeadAttention(nn.Module):
         self_attention(x, mask=mask)                      # one product projects queries, keys and values
         cross_attention(x, cross_attention.keys_values(source), mask=mask)
         self_attention(x, cache=layer_cache)              # x are the newest positions, the cache holds the others
+
+    Raises:
+        ValueError: the heads cannot share `dim`, score or position is no module, or dropout no share.
     """
 
     def __init__(
@@ -40,9 +43,8 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        check_heads(dim, num_heads, self.num_kv_heads)
+        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        check_heads(dim, num_heads, kv_heads)
         if not isinstance(score, Score | None) or not isinstance(position, Rotary | PositionBias | None):
             raise ValueError("score and position are modules, or None: make them first, as `make_attention` does.")
         if not 0 <= dropout < 1:
@@ -51,7 +53,7 @@ class MultiHeadAttention(nn.Module):
         self.causal, self.dropout = causal, dropout
         self.score = score or ScaledDotProduct()
         self.position = position
-        self.rows = [num_heads * self.width, self.num_kv_heads * self.width, self.num_kv_heads * self.width]
+        self.rows = [dim, kv_heads * self.width, kv_heads * self.width]
         self.input = Linear(dim, sum(self.rows))
         self.output = Linear(dim, dim)
         self.query_norm = make_norm(qk_norm, self.width, eps=norm_eps) if qk_norm else nn.Identity()
@@ -99,6 +101,8 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(
                 "a layer with a position compares places of one sequence: build it without to read a memory."
             )
+        if beams > 1 and mask is None:
+            raise ValueError("a cache of several hypotheses needs the mask of Cache.grow: else they see each other.")
         if memory is not None:
             query = self.query_norm(self._split(self.input(x, slice(self.rows[0]))))
             key, value = memory
@@ -112,14 +116,13 @@ class MultiHeadAttention(nn.Module):
                 query, key, value = (_beams_as_queries(part, beams) for part in (query, key, value))
             if cache is not None:
                 key, value = cache.append(key, value, read=None if mask is None else mask.size(-1))
-        if beams > 1 and mask is None:
-            raise ValueError("a cache of several hypotheses needs the mask of Cache.grow: else they see each other.")
         causal = self.causal and (cache is None or mask is None)
         bias = None
         if isinstance(self.position, PositionBias):
             bias = self.position(query.size(2) // beams, key.size(2) // beams if cache is None else cache.length)
-            bias = bias.repeat_interleave(beams, 2).repeat_interleave(beams, 3) if beams > 1 else bias
-            bias = F.pad(bias, (0, key.size(2) - bias.size(3)))
+            if cache is not None:
+                bias = bias.repeat_interleave(beams, 2).repeat_interleave(beams, 3)
+                bias = F.pad(bias, (0, key.size(2) - bias.size(3)))
         if self.record is not None:
             weights = attention_weights(query, key, score=self.score, mask=mask, bias=bias, causal=causal)
             written = key.size(2) if cache is None else cache.length * beams

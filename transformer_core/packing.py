@@ -27,8 +27,8 @@ def pack(model: Model, precision: Precision) -> Model:
     fp32 rounds as before, or in another order; it is packed for oneDNN where that library has been asked for
     (`torch.backends.mkldnn.matmul.fp32_precision` is "bf16"). bf16 multiplies in bfloat16 and adds up in float32,
     where the CPU has instructions for it. int8 rounds each row of a weight to 255 steps and the inputs of each call
-    likewise, to half as many on a CPU without VNNI (Dettmers et al. 2022, section 2.1, there named vector-wise and
-    absmax), for products of whole numbers; an output then depends a little on what else is in the batch.
+    together, to half as many on a CPU without VNNI (Dettmers et al. 2022, absmax of section 2.1, for weights row by row
+    as in section 3.1), for products of whole numbers; an output then depends a little on what else is in the batch.
     Weights are shared with `model`, and linear layers laid out at their first use: where training goes on, pack again.
 
     Raises:

@@ -114,6 +114,9 @@ class Rotary(PositionTable):
 
     The dot product of a turned query and key depends on their distance alone. Source: Su et al. (2021), section 3.4.2;
     pairs are neighbours (2i, 2i+1) as in the paper. Any length: angles are computed when asked for and kept.
+
+    Raises:
+        ValueError: the width is odd.
     """
 
     def __init__(self, width: int, *, base: float = 10_000.0, length: int = 512) -> None:
@@ -148,8 +151,9 @@ class PositionBias(nn.Module, ABC):
 class RelativeBias(PositionBias):
     """A learned number per head and distance, added to the scores; far distances share one in log-sized buckets.
 
-    Source: Raffel et al. (2020), section 2.1, in the form of its published code: half of the buckets are exact
-    distances, the other half grow logarithmically up to `max_distance`, beyond which all share the last; any length.
+    Source: Raffel et al. (2020), section 2.1, with the buckets of its published code: half of them are exact distances,
+    the other half grow logarithmically up to `max_distance`, beyond which all share the last; any length. There all
+    layers share one table, here each has its own.
 
     Raises:
         ValueError: there are too few buckets for both halves, or `max_distance` lies inside the exact ones.

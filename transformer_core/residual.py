@@ -30,6 +30,9 @@ class DropPath(Derived):
 
     Source: Huang et al. (2016), stochastic depth. Which examples is drawn anew at each call; the branch of the others
     is scaled up, so that the mean stays. How many is known to the host, so nothing waits for the device.
+
+    Raises:
+        ValueError: the rate is no share: below 0, or 1 and more.
     """
 
     def __init__(self, rate: float) -> None:
@@ -52,7 +55,11 @@ class DropPath(Derived):
         branch: Callable[..., Tensor],
         *inputs: Tensor | None,
     ) -> Float[Tensor, "batch *length dim"]:
-        """Return `x + branch(x, *inputs)`; `inputs` have one row for each example, or one for all."""
+        """Return `x + branch(x, *inputs)`; `inputs` have one row for each example, or one for all.
+
+        Raises:
+            ValueError: inputs have another number of rows, and examples are to be left out.
+        """
         if not self.training or not self.skips:
             return x + branch(x, *inputs)
         if torch.compiler.is_compiling():  # a compiled graph has one size
@@ -87,7 +94,7 @@ class LayerScale(nn.Module):
 
 
 class AddNorm(nn.Module):
-    """A sublayer with its residual connection, dropout and norm; the only place that knows their order.
+    """A sublayer with its residual connection, dropout and norm, in their order.
 
     "post" is `norm(x + f(x))` (Vaswani et al. 2017, section 3.1); "pre" is `x + f(norm(x))` (Xiong et al. 2020), which
     trains without warm-up but needs one more norm after the last block. What the sublayer returns is multiplied by

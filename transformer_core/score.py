@@ -29,9 +29,8 @@ class Factored(NamedTuple):
 class Score(nn.Module):
     """Base of all scores; a subclass writes `forward` and, if it can, `factor`."""
 
-    def pair_width(self, query_width: int) -> int:
-        """Count the numbers that `forward` holds per pair of query and key: the plain path sizes its chunks by it."""
-        return 1
+    pair_width: int = 1
+    """Numbers that `forward` holds per pair of query and key: the plain path sizes its chunks by it."""
 
     def forward(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys key_width"]
@@ -89,14 +88,10 @@ class Additive(Score):
 
     def __init__(self, query_width: int, key_width: int | None = None, *, hidden_dim: int | None = None) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim or query_width
-        self.query = nn.Linear(query_width, self.hidden_dim, bias=False)
-        self.key = nn.Linear(key_width or query_width, self.hidden_dim, bias=False)
-        self.weight = nn.Linear(self.hidden_dim, 1, bias=False)
-
-    def pair_width(self, query_width: int) -> int:
-        """The hidden features of each pair."""
-        return self.hidden_dim
+        self.pair_width = hidden_dim = hidden_dim or query_width
+        self.query = nn.Linear(query_width, hidden_dim, bias=False)
+        self.key = nn.Linear(key_width or query_width, hidden_dim, bias=False)
+        self.weight = nn.Linear(hidden_dim, 1, bias=False)
 
     def forward(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch heads keys key_width"]
@@ -134,7 +129,8 @@ class Bilinear(Score):
 class Cosine(Score):
     """Compare by direction alone: the cosine times a learned inverse temperature.
 
-    Source: Graves et al. (2014), section 3.3.1; with a learned temperature Liu et al. (2022, Swin V2), section 3.2.
+    Source: Graves et al. (2014), section 3.3.1; with a learned temperature Liu et al. (2022, Swin V2), section 3.2,
+    where each head has its own and it is bounded; here all heads of a layer share one.
     """
 
     def __init__(self, temperature: float = 0.1) -> None:
@@ -177,12 +173,8 @@ class GaussianKernel(Score):
     ) -> Float[Tensor, "batch heads queries keys"]:
         """Return the log of the kernel, in float32 or wider: squares of 16-bit differences would be too coarse."""
         wide = torch.promote_types(query.dtype, torch.float32)
-        square = (query.to(wide)[..., :, None, :] - key.to(wide)[..., None, :, :]).square().sum(-1)
-        return -square / (2 * (2 * self.log_sigma).exp())
-
-    def pair_width(self, query_width: int) -> int:
-        """The difference of each pair."""
-        return query_width
+        distance = torch.cdist(query.to(wide), key.to(wide), compute_mode="donot_use_mm_for_euclid_dist")
+        return -distance.square() / (2 * (2 * self.log_sigma).exp())
 
     def factor(
         self, query: Float[Tensor, "batch heads queries width"], key: Float[Tensor, "batch kv_heads keys width"]

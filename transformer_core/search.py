@@ -4,8 +4,6 @@ A decoder takes part by the three methods of DecoderState. Outputs do not depend
 beyond the rounding of the decoder itself.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# (torch leaves open what Tensor.tolist returns)
 import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -44,7 +42,11 @@ class DecoderState(Protocol):
 
 
 class Ensemble:
-    """Several decoders as one: the mean of their probabilities. They share a vocabulary, not a state."""
+    """Several decoders as one: the mean of their probabilities. They share a vocabulary, not a state.
+
+    Raises:
+        ValueError: there is none.
+    """
 
     def __init__(self, states: Sequence[DecoderState]) -> None:
         if not states:
@@ -86,8 +88,11 @@ def search(
     sentence may get before its end, `config.max_length` at most; the search runs on its device. `banned` are
     never generated, but still hold probability; a `prefix` may hold them. A prefix is forced upon its sentence and its
     log-probability is counted. Draws follow `sentence_ids`, by default the positions in the batch. Without `scores` a
-    greedy search goes by the logits as they are, which is quicker, and its hypotheses have scores of nan. ValueError if
-    the prefixes do not fit, or ids are none of the decoder's, FloatingPointError if the decoder gives NaN.
+    greedy search goes by the logits as they are, which is quicker, and its hypotheses have scores of nan.
+
+    Raises:
+        ValueError: the prefixes do not fit, or ids are none of the decoder's.
+        FloatingPointError: the decoder gives NaN.
     """
     sentences, rows, device = len(max_lengths), config.rows_per_sentence, max_lengths.device
     if sentences == 0:
@@ -122,11 +127,9 @@ def search(
         size = batch_size(stopped.count(False), device)
         if size < len(stopped):
             # Those that go on move from behind into the places of the stopped; others stay where they are.
-            free = [i for i in range(size) if stopped[i]]
-            moving = [i for i in range(size, len(stopped)) if not stopped[i]]
-            into = dict(zip(free, moving, strict=False))
-            staying = [into.get(i, i) for i in range(size)]
-            leaving = [*into, *(i for i in range(size, len(stopped)) if stopped[i])]
+            behind = iter([i for i in range(size, len(stopped)) if not stopped[i]])
+            staying = [next(behind, i) if stopped[i] else i for i in range(size)]
+            leaving = sorted(set(range(len(stopped))).difference(staying))
             found.update(zip([places[i] for i in leaving], frontier.hypotheses(leaving), strict=True))
             kept = torch.tensor(staying, device=device)
             for part in (state, constraints, frontier):

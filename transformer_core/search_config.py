@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from transformer_core.choices import check_choice
+from transformer_core.choices import check_choices
 
 Penalty = Literal["none", "average", "gnmt"]
 Stop = Literal["first_k", "best_possible"]
@@ -22,7 +22,11 @@ class Hypothesis(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How an output is chosen: greedily, by beam search or by sampling."""
+    """How an output is chosen: greedily, by beam search or by sampling.
+
+    Raises:
+        ValueError: a setting is out of its range, or two do not go together; the message names them.
+    """
 
     beams: int = 5
     """Hypotheses kept alive per sentence; 1 is greedy search. Has no part in sampling."""
@@ -55,8 +59,7 @@ class SearchConfig:
     """Sampling: the draws follow from it, the sentence and the number of the draw, not from the batch."""
 
     def __post_init__(self) -> None:
-        check_choice("length_penalty", self.length_penalty, Penalty)
-        check_choice("stop", self.stop, Stop)
+        check_choices(self)
         for name in ("beams", "n_best", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--search.{name}={getattr(self, name)} must be at least 1.")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from transformer_core.cache import round_up
 from transformer_core.derived import Derived
 from transformer_core.multihead import MultiHeadAttention
 from transformer_core.position import PositionBias
@@ -39,30 +40,27 @@ def region_mask(
 ) -> Bool[Tensor, "windows 1 length length"] | None:
     """True between tokens of a window that were neighbours before the grid was padded and rolled by `shift`.
 
-    Rolling brings the far edges of the grid into one window, and padding fills the last ones; tokens of different
-    regions do not see each other, and nothing sees padding. None where every token may see its whole window.
+    Rolling brings the far edges of the grid into one window; tokens of different regions do not see each other. Padding
+    is seen as the zeros that it is, but not along an axis on which the grid is smaller than
+    a window. None where every token may see its whole window.
     Source: Liu et al. (2021), section 3.2, "cyclic shift". Kept for the next call with the same sizes.
     """
     padded = padded_size(grid, window)
-    if padded == grid and shift == (0, 0):
+    seen = grid[0] if grid[0] < window[0] else padded[0], grid[1] if grid[1] < window[1] else padded[1]
+    if seen == padded and shift == (0, 0):
         return None
     with torch.inference_mode(False):  # the mask outlives an evaluation and is trained with afterwards
-        region = torch.zeros(padded, dtype=torch.int64, device=device)
-        for axis, step in enumerate(shift):
-            # After rolling, the last window of an axis holds its own tokens and those from the other edge.
-            wrapped = torch.arange(padded[axis], device=device) >= padded[axis] - step
-            region = 2 * region + (wrapped[:, None] if axis == 0 else wrapped[None, :]).long()
-        real = torch.zeros(padded, dtype=torch.bool, device=device)
-        real[: grid[0], : grid[1]] = True
-        real = real.roll((-shift[0], -shift[1]), (0, 1))
-        labels = split_windows(region[None, :, :, None].float(), window)[..., 0]
-        visible = split_windows(real[None, :, :, None].float(), window)[..., 0].bool()
-        return ((labels[:, :, None] == labels[:, None, :]) & visible[:, None, :])[:, None]
+        row, column = (torch.arange(side, device=device) for side in padded)
+        region = 2 * (row < shift[0])[:, None] + (column < shift[1])
+        real = (row < seen[0])[:, None] & (column < seen[1])
+        places = torch.stack([region, real], -1).roll((-shift[0], -shift[1]), (0, 1))
+        region, real = split_windows(places[None].float(), window).unbind(-1)
+        return ((region[:, :, None] == region[:, None]) & real[:, None].bool())[:, None]
 
 
 def padded_size(grid: Size, window: Size) -> Size:
     """Return the smallest multiple of the window that holds the grid."""
-    return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
+    return round_up(grid[0], window[0]), round_up(grid[1], window[1])
 
 
 class WindowBias(PositionBias, Derived):
@@ -106,8 +104,9 @@ class WindowBias(PositionBias, Derived):
 class WindowAttention(nn.Module):
     """Let the tokens of a grid see those in their own window; every second layer moves the windows by half of one.
 
-    Source: Liu et al. (2021), section 3.2. A grid that is no multiple of the window is padded at the bottom and right,
-    and padding is not seen. Along an axis on which the grid fits into one window, nothing is moved.
+    Source: Liu et al. (2021), section 3.2. A grid that is no multiple of the window is padded with zeros at the bottom
+    and right before it is moved, and they are seen, as in torchvision and transformers; timm moves before it pads. A
+    grid smaller than the window is seen alone. Along an axis on which it fits into one window, nothing is moved.
     """
 
     def __init__(self, attention: MultiHeadAttention, window: Size, *, shifted: bool) -> None:
@@ -116,9 +115,15 @@ class WindowAttention(nn.Module):
         self.window, self.shifted = window, shifted
 
     def forward(
-        self, x: Float[Tensor, "batch height width dim"], mask: None = None
+        self, x: Float[Tensor, "batch height width dim"], mask: Tensor | None = None
     ) -> Float[Tensor, "batch height width dim"]:
-        """Attend inside the windows; who sees whom follows from the grid, so there is no mask to give."""
+        """Attend inside the windows.
+
+        Raises:
+            ValueError: there is a mask: who sees whom follows from the grid.
+        """
+        if mask is not None:
+            raise ValueError("who sees whom in windows follows from the grid: there is no mask to give.")
         grid = x.size(1), x.size(2)
         # A mask that a tracer makes has no numbers, and would be kept for calls that need them.
         make_mask = region_mask.__wrapped__ if torch.compiler.is_compiling() else region_mask

@@ -35,6 +35,16 @@ class Flops(NamedTuple):
         return sum(self)
 
 
+def is_textbook(block: BlockConfig) -> bool:
+    """Say whether the formulas hold for a block: they know no weights of scores, one kind of norm and of heads."""
+    return (
+        block.score in ("scaled_dot", "dot")
+        and block.num_kv_heads in (None, block.num_heads)
+        and block.norm == "layer"
+        and not (block.qk_norm or block.layer_scale)
+    )
+
+
 def translation(config: "TranslationConfig", vocabulary: int, batch: int, length: int) -> tuple[int, Flops]:
     """Return parameters and forward FLOPs of an encoder-decoder for sentences of `length` on both sides."""
     block, tokens = config.block, batch * length

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from recipes.config import read
-from recipes.inspection.closed_form import Flops, recognition, swin, translation, vit
+from recipes.inspection.closed_form import Flops, is_textbook, recognition, swin, translation, vit
 from recipes.inspection.dry_run import dry_run
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
@@ -130,7 +130,8 @@ def _translation(arguments: Sequence[str], length: int) -> Subject:
         factors = loss.FactoredLogits(*model(batch.source, batch.mask, batch.target, batch.positions))
         return loss.log_likelihood(factors, batch.labels)
 
-    formula = getattr(recipe.model, "kind", "transformer") == "transformer"
+    block = recipe.model.block
+    formula = recipe.model.kind == "transformer" and is_textbook(block) and block.position != "relative"
     return Subject(
         task=task,
         model=_shapes_of(task),
@@ -157,7 +158,9 @@ def _images(arguments: Sequence[str], classes: int) -> Subject:
     task = tasks.ImageClassification(*groups, pretrained=recipe.pretrained)
     task.images = SimpleNamespace(classes=range(classes))
     channels, size = recipe.data.channels, recipe.model.image_size
-    formula = vit if recipe.model.kind == "vit" else swin
+    own, formula = recipe.model.vit, vit if recipe.model.kind == "vit" else swin
+    plain = recipe.model.kind == "swin" or (own.stem == "none" and own.pool != "attention")
+    textbook = plain and is_textbook(recipe.model.block)
 
     def batch(examples: int) -> Any:
         images = torch.zeros(examples, channels, *size, dtype=torch.uint8)
@@ -183,7 +186,7 @@ def _images(arguments: Sequence[str], classes: int) -> Subject:
         before=["stem", "patches"],
         after=["head", "distillation_head"],
         logits=lambda examples: {},
-        closed_form=lambda examples: formula(recipe.model, classes, channels, examples),
+        closed_form=(lambda examples: formula(recipe.model, classes, channels, examples)) if textbook else None,
         said=f"{classes:,} classes (--classes), images of {size[0]} x {size[1]} pixels",
     )
 
@@ -195,6 +198,7 @@ def _recognition(arguments: Sequence[str], characters: int) -> Subject:
     task = tasks.TextRecognition(recipe.data, recipe.model, recipe.search, [])
     task.names = range(characters)
     length, channels, size = recipe.data.longest + 1, recipe.data.channels, recipe.data.size
+    block = recipe.model.block
 
     def batch(examples: int) -> Any:
         images = torch.zeros(examples, channels, *size, dtype=torch.uint8)
@@ -218,7 +222,9 @@ def _recognition(arguments: Sequence[str], characters: int) -> Subject:
         before=["patches"],
         after=[],
         logits=lambda examples: {"output": (examples * length, characters)},
-        closed_form=lambda examples: recognition(recipe.model, characters, channels, size, examples, length),
+        closed_form=(lambda examples: recognition(recipe.model, characters, channels, size, examples, length))
+        if is_textbook(block) and block.position != "relative"
+        else None,
         said=f"{characters:,} characters (--characters), lines of {length} with their mark (--data.longest), images "
         f"of {size[0]} x {size[1]} pixels",
     )

@@ -5,6 +5,7 @@ takes the whole batch; sizes are (height, width). Every random draw comes from a
 same in any process and on any number of them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def evaluation_transform(config: TransformConfig, image_size: tuple[int, int]) -
     Raises ValueError if a side of `image_size` is below 1.
     """
     _check("image_size", image_size, min(image_size) >= 1, "a height and a width of 1 or more pixels")
-    height, width = (round(side / config.crop_share) for side in image_size)
+    height, width = (math.floor(side / config.crop_share) for side in image_size)  # as timm does
     return CentreView(image_size, (height, width), InterpolationMode(config.interpolation))
 
 

@@ -1,6 +1,6 @@
 """Which model classifies the images, and how large it is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tasks.image_classification.swin import SwinConfig, SwinTransformer
@@ -47,6 +47,12 @@ def build_model(config: ImageModelConfig, num_classes: int, *, channels: int) ->
     if config.kind == "swin":
         return SwinTransformer(config.swin, config.block, num_classes, channels=channels)
     return VisionTransformer(config.vit, config.block, num_classes, channels=channels, image_size=config.image_size)
+
+
+def without_dropout(config: ImageModelConfig) -> ImageModelConfig:
+    """Return the configuration of a model that computes in training what it does in evaluation."""
+    block = replace(config.block, dropout=0.0, attention_dropout=0.0, hidden_dropout=0.0, drop_path=0.0)
+    return replace(config, block=block, vit=replace(config.vit, patch_dropout=0.0))
 
 
 def patch_pixels(config: ImageModelConfig) -> tuple[int, int]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tasks.errors import InputError, one_line
 from tasks.image_classification.layouts import detect_layout
 from tasks.image_classification.vit import VisionTransformer
-from transformer_core import resize_grid
+from transformer_core import WindowBias, resize_grid
 
 DERIVED = re.compile(r"(relative_position_index|attn_mask|mask_token|^(vit\.|deit\.)?pooler\..*)$")
 """Tensors that follow from the sizes, or serve another task."""
@@ -33,7 +34,7 @@ class PretrainedConfig:
     layer_decay: float = 1.0
     """What the learning rate is multiplied by for each block further from the head (Clark et al. 2020); 1: the same."""
     freeze: bool = False
-    """Train the head alone (linear probe)."""
+    """Train the head alone (linear probe), on features as they are in evaluation: without dropout of any kind."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
@@ -64,8 +65,7 @@ def fit_pretrained(model: nn.Module, tensors: Mapping[str, Tensor], *, grid: tup
     if "position" in named and isinstance(model, VisionTransformer) and "position" in own:
         foreign = bool(detect_layout(tensors))
         named["position"] = _positions(model, named["position"], grid, foreign, said)
-    for name in [name for name in own if name.endswith("position.weight") and name in named]:
-        named[name] = _window_table(named[name], own[name], name, said)
+    named |= _window_tables(model, named, said)
     problems = [f"{name} is missing" for name in own if name not in named]
     problems += [f"{name} is not in the model" for name in named if name not in own]
     problems += [
@@ -174,10 +174,25 @@ def _positions(
     return resize_grid(table, old, model.grid, prefix=prefix)
 
 
-def _window_table(table: Tensor, own: Tensor, name: str, said: list[str]) -> Tensor:
-    """Stretch the relative positions of a square window to another."""
-    old, new = math.isqrt(len(table)), math.isqrt(len(own))
-    if len(table) == len(own) or old**2 != len(table) or new**2 != len(own):
-        return table
-    said.append(f"{name} stretched from {old} x {old} offsets to {new} x {new}")
-    return resize_grid(table, (old, old), (new, new))
+def _window_tables(model: nn.Module, named: Mapping[str, Tensor], said: list[str]) -> dict[str, Tensor]:
+    """Return the relative positions of square windows for the windows of the model, where those are others.
+
+    Where some tables of a file fit and others are smaller, these are of stages that were smaller than their windows:
+    they know fewer offsets, which stay what they are, and further ones begin at zero. Otherwise tables are stretched.
+    """
+    modules = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, WindowBias)}
+    squares = {name: part for name, part in modules.items() if name in named and part.window[0] == part.window[1]}
+    cut = any(len(named[name]) == len(part.weight) for name, part in squares.items())
+    fitted: dict[str, Tensor] = {}
+    for name, part in squares.items():
+        table, old, new = named[name], math.isqrt(len(named[name])), 2 * part.window[0] - 1
+        if old == new or old**2 != len(table):
+            continue
+        centred = cut and old < new
+        said.append(f"{name} {'centred' if centred else 'stretched'} from {old} x {old} offsets to {new} x {new}")
+        if centred:
+            grid = table.view(old, old, -1).permute(2, 0, 1)
+            fitted[name] = F.pad(grid, [(new - old) // 2] * 4).permute(1, 2, 0).flatten(0, 1)
+        else:
+            fitted[name] = resize_grid(table, (old, old), (new, new))
+    return fitted

@@ -37,7 +37,7 @@ def attention_rollout(
         case "mean":
             shares[:, prefix:] = 1 / places
         case "attention":
-            shares = weights.pop()[:, 0]
+            shares[:, prefix:] = weights.pop()[:, 0]
     for layer in reversed(weights):
         queries = layer.size(1)  # of the last layer, those that are read alone
         shares = (shares + (shares[:, None, :queries] @ layer)[:, 0]) / 2

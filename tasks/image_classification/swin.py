@@ -44,7 +44,7 @@ class SwinTransformer(nn.Module):
     """Images in, logits of the classes out (Liu et al. 2021).
 
     Every second block moves its windows by half of one. Between stages, 2 x 2 tokens become one of twice the features.
-    Images may have any size: what is missing to a multiple is padded and not seen.
+    Images may have any size: what is missing to a multiple is padded with zeros.
 
     Raises:
         ValueError: the block asks for positions other than "relative", which are those of the windows.

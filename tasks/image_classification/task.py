@@ -26,7 +26,7 @@ from tasks.image_classification.augment import (
 from tasks.image_classification.data import Images, LabelledImages
 from tasks.image_classification.distill import DistillConfig, Teacher, distillation_loss
 from tasks.image_classification.evaluate import Prediction, measure
-from tasks.image_classification.model import ImageModelConfig, build_model, patch_pixels
+from tasks.image_classification.model import ImageModelConfig, build_model, patch_pixels, without_dropout
 from tasks.image_classification.plan import augmentation_seed, check_plan, planned_rows
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
 from tasks.image_classification.resident import ResidentImages, check_resident
@@ -146,7 +146,8 @@ class ImageClassification(Task[Batch]):
 
     def build(self) -> nn.Module:
         """Return a fresh model for the classes of the run."""
-        return build_model(self.model, len(self.images.classes), channels=self.data.channels)
+        model = without_dropout(self.model) if self.pretrained.freeze else self.model
+        return build_model(model, len(self.images.classes), channels=self.data.channels)
 
     def begin(self, model: nn.Module) -> None:
         """Load the pretrained weights. Raises InputError where there are none, and settings that want some."""

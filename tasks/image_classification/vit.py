@@ -42,7 +42,7 @@ class VitConfig:
     position_of_prefix: bool = True
     """Give these tokens positions as well, where positions are learned."""
     pool: Literal["cls", "mean", "attention"] = "cls"
-    """How one vector is made of all: the class token, the mean of the patches, or attention from a learned query."""
+    """How one vector is made: the class token, the mean of the patches, or attention to them from a learned query."""
     patch_dropout: float = 0.0
     """Share of the patches that each image loses in training, and of the computation (Li et al. 2023)."""
     representation_dim: int = 0
@@ -173,7 +173,7 @@ class VisionTransformer(Derived):
             case "mean":
                 pooled = states[:, self.config.prefix :].mean(1)
             case "attention":
-                pooled = self.pool(states)
+                pooled = self.pool(states[:, self.config.prefix :])
         return self.head(self.representation(pooled))
 
 
@@ -189,7 +189,7 @@ class AttentionPool(nn.Module):
         self.feed_forward = make_feed_forward(block)
 
     def forward(self, states: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
-        """Pool all tokens."""
+        """Pool all `states`."""
         query = self.query.to(states.dtype).expand(len(states), -1, -1)
         pooled = self.attention(query, self.attention.keys_values(states))[:, 0]
         return pooled + self.feed_forward(self.norm(pooled))

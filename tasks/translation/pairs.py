@@ -126,6 +126,18 @@ class PairData:
                 "see --data.filter.min_length, max_length and max_ratio."
             )
 
+    def cut(self) -> list[str]:
+        """Say of each evaluated split, a line each, how many of its pairs are too long to be read whole, if any."""
+        said, limit = [], self.config.filter.max_length
+        for split in self.splits.keys() - {"train"}:
+            pairs = self.splits[split]
+            if count := int((np.maximum(pairs.source.lengths, pairs.target.lengths) > limit).sum()):
+                said.append(
+                    f"{count:,} of {len(pairs.rows):,} {split} pairs are longer than --data.filter.max_length {limit}: "
+                    "they are translated, and references scored by the loss, up to there"
+                )
+        return sorted(said)
+
     def plan(self, split: Split, epoch: int) -> list[list[int]]:
         """Gather the rows of a split into micro-batches: a pure function of the configuration and the arguments."""
         pairs, config = self.splits[split], self.config

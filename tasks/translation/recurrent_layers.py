@@ -207,11 +207,7 @@ class ProjectedAdditive(Score):
 
     def __init__(self, additive: Additive) -> None:
         super().__init__()
-        self.additive = additive
-
-    def pair_width(self, query_width: int) -> int:
-        """The hidden features of each pair."""
-        return self.additive.pair_width(query_width)
+        self.additive, self.pair_width = additive, additive.pair_width
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """Compare queries (batch, heads, queries, width) with projected keys (batch, heads, keys, hidden features)."""

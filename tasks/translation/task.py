@@ -127,9 +127,9 @@ class Translation(Task[Batch]):
         """Return hashes of the text to train and validate on."""
         return "-".join(self.pairs.splits[split].digest for split in ("train", "valid"))
 
-    def tables(self) -> list[Table]:
-        """Return what the filter dropped."""
-        return [self.pairs.report.table()]
+    def tables(self) -> list[Table | str]:
+        """Return what the filter dropped, and what is evaluated in part."""
+        return [self.pairs.report.table(), *self.pairs.cut()]
 
     def build(self) -> EncoderDecoder:
         """Return a fresh model for the vocabularies of the run."""

@@ -93,6 +93,11 @@ def test_masked_softmax_takes_a_mask_that_broadcasts():
     assert_close(masked_softmax(logits, mask), masked_softmax(logits, mask.expand(2, 3, 4, 5)))
 
 
+def test_valid_lengths_want_logits_of_examples():
+    with pytest.raises(ValueError, match=r"logits of \(batch, queries, keys\) or .*, not of \(2, 5\)"):
+        masked_softmax(torch.randn(2, 5), valid_lens=torch.tensor([2, 3]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_masked_softmax_of_a_row_without_keys_is_zero_forward_and_backward(dtype):
     logits = (20 * doubles(3, 2, 5)).to(dtype).requires_grad_()

@@ -445,8 +445,10 @@ def test_without_gradients_too_there_may_be_nothing_to_decode(decoder):
 def test_hypotheses_that_would_see_each_other_are_refused(decoder):
     layer = decoder.blocks[0].self_attention
     memory = decoder.read(torch.randn(2, 5, 32))
+    cache = decoder.new_cache(memory, 3, beams=2)[0]
     with pytest.raises(ValueError, match="needs the mask of Cache.grow"):
-        layer(torch.randn(4, 1, 32), cache=decoder.new_cache(memory, 3, beams=2)[0])
+        layer(torch.randn(4, 1, 32), cache=cache)
+    assert cache.length == 0
 
 
 def test_drop_path_refuses_examples_that_share_a_memory():

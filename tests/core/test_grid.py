@@ -162,6 +162,12 @@ def test_windows_without_shift_are_attention_on_each_window():
     assert_close(layer(x)[1, 2:4, 3:6].flatten(0, 1), attention(x[1:, 2:4, 3:6].flatten(1, 2))[0])
 
 
+def test_windows_take_no_mask():
+    layer = WindowAttention(MultiHeadAttention(8, 2), (2, 3), shifted=False)
+    with pytest.raises(ValueError, match="there is no mask to give"):
+        layer(torch.randn(1, 4, 6, 8), torch.ones(1, 1, 1, 6, dtype=torch.bool))
+
+
 def test_an_exported_window_leaves_no_mask_without_numbers_behind():
     region_mask.cache_clear()
     layer, x = WindowAttention(MultiHeadAttention(12, 3), (2, 3), shifted=True).eval(), torch.randn(1, 5, 7, 12)

@@ -300,6 +300,9 @@ def test_one_example_of_queries_looks_at_all_memories(keys, learning):
         assert_close(found, layer(latents.expand(3, -1, -1), layer.keys_values(source)))
         one = layer(latents.expand(3, -1, -1), layer.keys_values(source[:1]))
         assert_close(one[2], layer(latents, layer.keys_values(source[:1]))[0])
+        with record_attention(layer) as maps:
+            layer(latents, layer.keys_values(source))
+        assert maps[""][0].shape == (3, 3, 4, keys)
 
 
 def test_heads_that_cannot_share_the_features_are_refused():

@@ -269,6 +269,25 @@ def test_the_program_prints_all_and_takes_settings_of_the_recipe(capsys, tmp_pat
     assert "largest micro-batch in 0.1 GB" in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("base", "--model.block.num_kv_heads 1"),
+        ("base", "--model.block.norm rms"),
+        ("base", "--model.block.position relative"),
+        ("vit_base", "--model.block.layer_scale 0.1"),
+        ("vit_base", "--model.block.qk_norm true"),
+        ("vit_base", "--model.vit.pool attention"),
+        ("swin_tiny", "--model.block.score bilinear"),
+        ("recognition", "--model.block.score gaussian"),
+    ],
+)
+def test_blocks_that_the_formulas_do_not_know_have_none(name, flags):
+    sizes = {"length": 8, "classes": 10, "characters": 90}
+    assert read_subject([inspect_model.find(name)], [], **sizes).closed_form is not None
+    assert read_subject([inspect_model.find(name)], flags.split(), **sizes).closed_form is None
+
+
 def test_a_reader_of_text_is_known_by_its_own_settings_and_counted_like_the_real_one():
     given = read_subject([inspect_model.find("recognition")], [], length=8, classes=10, characters=90)
     assert given.task.unit == "characters" and given.units == 25

@@ -26,12 +26,15 @@ from recipes.config import launch, write_config
 from recipes.evaluation import evaluate
 from recipes.ladder import Expected, finish
 from recipes.loop import build, open_run, start, train
+from recipes.optimizer import make_optimizer
 from recipes.processes import check_sharing
 from recipes.reverse import PAD, Recipe, Reverse, Strings
 from recipes.schedule import learning_rate
 from recipes.state import MovingAverage
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
+from tasks.image_classification.model import ImageModelConfig, build_model
+from tasks.image_classification.vit import VitConfig
 from transformer_core import BlockConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -392,6 +395,21 @@ def test_only_matrices_decay(tmp_path):
         assert decay[id(weight)] == (0 if id(weight) in spared else 0.1), name
 
 
+def test_positions_and_tokens_before_the_patches_do_not_decay():
+    block = BlockConfig(dim=16, num_heads=2, hidden_dim=32, position="learned", order="pre")
+    kinds = {"vit": block, "swin": replace(block, position="relative")}
+    for kind, block in kinds.items():
+        shape = ImageModelConfig(kind=kind, image_size=(16, 16), block=block, vit=VitConfig(depth=2, patch_size=(4, 4)))
+        model = build_model(shape, 3, channels=1)
+        optimizer = make_optimizer(model, replace(CONFIG, weight_decay=0.1), {})
+        decayed = {
+            id(weight) for group in optimizer.param_groups if group["weight_decay"] for weight in group["params"]
+        }
+        for name, weight in model.named_parameters():
+            matrix = weight.dim() > 1 and "position" not in name and name != "prefix"
+            assert (id(weight) in decayed) == matrix, name
+
+
 @pytest.mark.parametrize("clip", [0.01, 0])
 def test_the_gradient_of_an_update_is_clipped_to_its_norm(tmp_path, clip):
     toy = Toy(tmp_path, steps=1, warmup=1, clip=clip).train()
@@ -658,6 +676,7 @@ def test_a_start_that_failed_leaves_nothing_that_another_would_find(tmp_path):
     [
         ({"steps": 0}, "--train.steps 0: choose 1 or more"),
         ({"warmup": 8}, "--train.warmup 8 is longer than --train.steps 7"),
+        ({"warmup": 7, "schedule": "cosine"}, "--train.warmup 7 takes all --train.steps, and cosine ends at 0"),
         ({"average": 3, "keep_last": 2}, "--train.average 3 needs as many checkpoints, and --train.keep_last 2"),
         ({"average": 3, "average_of": "best"}, "--train.keep_best 1 keeps fewer"),
         ({"ema": 1.0}, "--train.ema 1.0 is a decay"),

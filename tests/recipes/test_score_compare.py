@@ -86,6 +86,7 @@ def test_compare_finds_the_better_system_and_quotes_the_signature(files, capsys)
         compare.Recipe(a=files / "worse.en", b=files / "better.en", references=files / "test.en", score=RESAMPLES)
     )
     printed = capsys.readouterr().out
+    assert "Of 10 pairs of equal systems, 1 gets a star" in " ".join(printed.split())
     assert printed.count("0.0099 *") == 3  # 1 / (resamples + 1): no resample reached the difference
     for system in ("A", "B"):
         assert f"{system} BLEU|nrefs:1|bs:100|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:" in printed

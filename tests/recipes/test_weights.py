@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from recipes.checkpoint import load, save
 from recipes.optimizer import make_optimizer
+from recipes.state import State
 from recipes.train_config import TrainConfig
 from recipes.weights import flatten_optimizer, load_tensors_into, load_weights, unflatten_optimizer
 from tasks.errors import InputError
@@ -138,3 +139,12 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes():
 def test_a_wholly_different_model_is_told_in_one_line():
     with pytest.raises(InputError, match=r"; and 12 more$"):
         load_tensors_into(new_model(), {f"layer{index}": torch.zeros(1) for index in range(16)})
+
+
+def test_a_checkpoint_whose_optimizer_holds_other_weights_together_is_named(tmp_path):
+    model = new_model()
+    path = State(model, new_optimizer("AdamW", model), None).save(tmp_path)
+    names = list(model.parameters())
+    other = torch.optim.AdamW([{"params": names[:1]}, {"params": names[1:]}])
+    with pytest.raises(InputError, match=f"{path} is of another version, whose optimizer holds other weights together"):
+        State(model, other, None).load(path)

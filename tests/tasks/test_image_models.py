@@ -80,9 +80,9 @@ def timm_hybrid() -> nn.Module:
     return timm.create_model("vit_base_r50_s16_224", **sizes)
 
 
-def timm_swin() -> nn.Module:
+def timm_swin(size=(64, 96)) -> nn.Module:
     return timm.models.swin_transformer.SwinTransformer(
-        img_size=(64, 96), embed_dim=32, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=CLASSES
+        img_size=size, embed_dim=32, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=CLASSES
     )
 
 
@@ -118,6 +118,11 @@ PAIRS = {
         lambda: vit(class_token=False, pool="attention"),
         SIZE,
     ),
+    "timm, attention pooling past other tokens": (
+        lambda: timm_vit(reg_tokens=2, global_pool="map"),
+        lambda: vit(registers=2, pool="attention"),
+        SIZE,
+    ),
     "timm, DeiT distilled": (timm_deit, lambda: vit(distillation_token=True), SIZE),
     "timm, hybrid": (
         timm_hybrid,
@@ -127,6 +132,7 @@ PAIRS = {
     "timm, Swin": (timm_swin, swin, (64, 96)),
     "torchvision": (torchvision_vit, lambda: vit(size=(32, 32), patch_size=(8, 8), representation_dim=40), (32, 32)),
     "torchvision, Swin": (torchvision_swin, swin, (64, 96)),
+    "torchvision, Swin that is padded": (torchvision_swin, swin, (40, 72)),
     "torchvision, Swin that fits one window": (torchvision_swin, swin, (32, 32)),
 }
 
@@ -254,14 +260,14 @@ def test_gradients_are_the_same_when_activations_are_made_again(recompute):
     assert_close(gradients[1], gradients[0])
 
 
-def test_padding_of_a_grid_that_is_no_multiple_of_the_window_is_not_seen():
+def test_padding_is_seen_but_where_the_grid_is_smaller_than_a_window():
     model = scrambled(swin(depths=(2,)))
     with record_attention(model) as maps:
-        model(torch.randn(1, 3, 20, 24))  # 5 x 6 tokens in windows of 4 x 4
+        model(torch.randn(1, 3, 12, 24))  # 3 x 6 tokens in windows of 4 x 4
     for weights, moved in zip(maps.values(), (0, 2), strict=True):
-        seen = weights[0][:, 0].sum(1).view(2, 2, 4, 4).transpose(1, 2).reshape(8, 8).roll((moved, moved), (0, 1))
-        assert (seen[:5, :6] > 0).all()
-        assert (seen[5:] == 0).all() and (seen[:, 6:] == 0).all()
+        seen = weights[0][:, 0].sum(1).view(2, 4, 4).transpose(0, 1).reshape(4, 8).roll(moved, 1)
+        assert (seen[:3] > 0).all()
+        assert (seen[3:] == 0).all()
 
 
 @pytest.mark.parametrize("size", [(30, 45), (17, 64), (4, 4)])
@@ -278,7 +284,10 @@ def test_rollout_of_a_vit_is_the_product_of_its_attention_matrices(pool):
         model(images)
     matrices = [weights[0].mean(1) for weights in maps.values()]
     first = {"cls": torch.eye(14)[:1].expand(2, 1, 14), "mean": torch.cat([torch.zeros(2), torch.ones(12) / 12])}
-    shares = matrices.pop() if pool == "attention" else first[pool].expand(2, 1, 14)
+    if pool == "attention":
+        shares = torch.cat([torch.zeros(2, 1, 2), matrices.pop()], 2)  # of the patches alone
+    else:
+        shares = first[pool].expand(2, 1, 14)
     for matrix in reversed(matrices):
         shares = shares @ ((matrix + torch.eye(14)) / 2)
     assert_close(attention_rollout(model, images), shares[:, 0, 2:].view(2, 4, 3))
@@ -302,7 +311,7 @@ def test_weights_of_hugging_face_give_its_logits(tmp_path, kind, saved):
 
 
 @pytest.mark.parametrize("saved", [False, True])
-@pytest.mark.parametrize("size", [(64, 96), (32, 32)])
+@pytest.mark.parametrize("size", [(64, 96), (32, 32), (40, 72)])
 def test_weights_of_hugging_face_swin_give_its_logits(tmp_path, size, saved):
     fields = {"image_size": size, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
     check_hugging_face("SwinForImageClassification", fields, swin(), size, tmp_path if saved else None)
@@ -351,6 +360,28 @@ def test_images_of_another_size_are_read_as_by_a_model_with_stretched_positions(
     assert not torch.allclose(model(images), model(images.flip(3)))
     with pytest.raises(ValueError, match="only learned positions can be stretched"):
         vit(block(position="rotary"))(images)
+
+
+def test_relative_positions_of_smaller_windows_are_stretched_row_by_row():
+    theirs = torchvision.models.SwinTransformer([4, 4], 32, [2, 2], [2, 4], [3, 3], num_classes=CLASSES)
+    fitted = fit_pretrained(swin(window=(5, 5)), scrambled(theirs).state_dict())
+    name, table = "stages.0.1.attention.attention.position.weight", "features.1.1.attn.relative_position_bias_table"
+    grid = theirs.state_dict()[table].view(1, 5, 5, 2).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(grid, (9, 9), mode="bicubic", antialias=True)
+    assert_close(fitted.tensors[name].view(9, 9, 2), expected[0].permute(1, 2, 0))
+    assert fitted.said[1] == f"{name} stretched from 5 x 5 offsets to 9 x 9"
+
+
+def test_relative_positions_of_a_stage_below_one_window_stay_what_they_are():
+    theirs, ours = scrambled(timm_swin((24, 24))).double(), swin().double()
+    fitted = fit_pretrained(ours, theirs.state_dict())
+    ours.load_state_dict(fitted.tensors)
+    images = torch.randn(2, 3, 24, 24, dtype=torch.float64)
+    with torch.inference_mode():
+        assert_close(ours(images), theirs(images), rtol=0, atol=1e-12)
+    assert fitted.said == [
+        f"stages.1.{block}.attention.attention.position.weight centred from 5 x 5 offsets to 7 x 7" for block in (0, 1)
+    ]
 
 
 def test_a_head_for_other_classes_starts_at_zero_and_says_so():

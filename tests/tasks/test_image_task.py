@@ -414,6 +414,10 @@ def test_a_pth_file_gives_the_same_model(make, trained, tmp_path):
 # The optimizer
 
 
+def decays(name: str, weight: Tensor) -> bool:
+    return weight.dim() > 1 and name not in ("prefix", "position")
+
+
 def groups_of(model: nn.Module, config: TrainConfig, factors: dict[str, float]) -> dict[str, dict]:
     """Return the group of each trained weight by its name."""
     optimizer = make_optimizer(model, config, factors)
@@ -429,7 +433,7 @@ def test_matrices_alone_decay_and_the_momentum_of_sgd_is_the_first_beta(make, ki
     groups = groups_of(model, config, {})
     assert groups.keys() == dict(model.named_parameters()).keys()
     for name, weight in model.named_parameters():
-        assert groups[name]["weight_decay"] == (0.07 if weight.dim() > 1 else 0.0), name
+        assert groups[name]["weight_decay"] == (0.07 if decays(name, weight) else 0.0), name
         assert groups[name]["factor"] == 1.0 and groups[name]["lr"] == 0.2
         own = groups[name]["momentum"] if kind == "sgd" else groups[name]["betas"]
         assert own == (0.83 if kind == "sgd" else (0.83, 0.97))
@@ -444,11 +448,21 @@ def test_layer_decay_gives_each_weight_its_factor_and_a_frozen_one_needs_no_grad
         part = name.split(".")[2] if name.startswith("encoder.blocks") else name.split(".")[0]
         expected = {"0": 0.25, "1": 0.5, "encoder": 1.0, "head": 1.0}.get(part, 0.125)
         assert groups[name]["factor"] == expected, name
-        assert groups[name]["weight_decay"] == (0.07 if weight.dim() > 1 else 0.0), name
+        assert groups[name]["weight_decay"] == (0.07 if decays(name, weight) else 0.0), name
     task = make(pretrained=PretrainedConfig(freeze=True))
     model = task.build()
     assert groups_of(model, TrainConfig(), task.rate_factors(model)).keys() == {"head.weight", "head.bias"}
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
+
+
+def test_frozen_features_are_those_of_evaluation(make):
+    drop = {name: 0.5 for name in ("dropout", "attention_dropout", "hidden_dropout", "drop_path")}
+    config = replace(MODEL, block=replace(BLOCK, **drop), vit=replace(MODEL.vit, patch_dropout=0.5))
+    images, same = torch.rand(2, 3, 8, 12), {}
+    for freeze in (False, True):
+        model = scrambled(make(config, pretrained=PretrainedConfig(freeze=freeze)).build())
+        same[freeze] = torch.equal(model.train()(images), model.eval()(images))
+    assert same == {False: False, True: True}
 
 
 def test_less_is_better_of_loss_and_calibration_error_alone():

@@ -103,6 +103,17 @@ def test_an_absolute_path_and_one_of_the_home_folder_start_nowhere_else(texts, t
     assert text_of(PairData(texts(train=[train]), run_folder(tmp_path)), "train") == sentences(211, 1)
 
 
+def test_pairs_to_evaluate_that_are_read_in_part_are_counted(texts, tmp_path):
+    data = PairData(texts(), run_folder(tmp_path))
+    assert data.cut() == []
+    lengths = np.maximum(data.splits["valid"].source.lengths, data.splits["valid"].target.lengths)
+    limit = int(np.median(lengths))
+    (said,) = PairData(texts(filter=Filter(max_length=limit)), run_folder(tmp_path, "other")).cut()
+    count = int((lengths > limit).sum())
+    assert said.startswith(f"{count} of 23 valid pairs are longer than --data.filter.max_length {limit}: ")
+    assert 0 < count < 23
+
+
 def test_without_corpora_pairs_are_generated(tmp_path):
     data = PairData(TextPairs(embedded=101, vocabulary=VocabularyConfig(size=400)), run_folder(tmp_path))
     assert {split: len(pairs.text) for split, pairs in data.splits.items()} == {"train": 101, "valid": 500, "test": 500}
