@@ -1,8 +1,9 @@
 """The stream of training data: the windows of each epoch's plan, cut for this process, read by loader workers."""
 
 import signal
+import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -107,6 +108,8 @@ def readers_watched(workers: int) -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:
         if not workers or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
             raise
+        with suppress(RuntimeError):  # the signal may still be under way, and would break in upon what follows
+            time.sleep(0.2)
         raise InputError(
             f"a process that reads ahead has died ({one_line(error)}), for lack of memory maybe: lower "
             "--train.workers; the same command continues."
