@@ -65,7 +65,8 @@ def main(recipe: Recipe) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {folder} can be no folder ({error.strerror}): choose another.") from None
-    found = predict(task, classifier.model, recipe.split, task.plan(recipe.split, 0), classifier.device)
+    plan, workers = task.plan(recipe.split, 0), trained.train.workers
+    found = predict(task, classifier.model, recipe.split, plan, classifier.device, workers=workers)
     predictions, classes = [prediction for _, prediction in found], classifier.classes
     scores = Table("", recipe.split, title=f"{len(predictions):,} images")
     for name, value in task.measure(recipe.split, predictions).items():

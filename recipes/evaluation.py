@@ -1,6 +1,7 @@
 """Scoring a split: every example once, over all processes, measured together."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -8,34 +9,49 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import nn
 
+from recipes.feed import Key, read_ahead, readers_watched
 from tasks.errors import InputError
+from tasks.progress import shown
 from tasks.task import Split, Task
 
 
 @torch.inference_mode()
 def predict(
-    task: Task[Any], model: nn.Module, split: Split, plan: Sequence[Sequence[int]], device: torch.device
+    task: Task[Any],
+    model: nn.Module,
+    split: Split,
+    plan: Sequence[Sequence[int]],
+    device: torch.device,
+    *,
+    workers: int = 0,
 ) -> list[tuple[int, Any]]:
-    """Return one (example, output) for each example of the planned micro-batches; `model` is in evaluation mode."""
+    """Return one (example, output) for each example of the planned micro-batches; `model` is in evaluation mode.
+
+    `workers` processes read ahead; 0: none.
+    """
+    order = (Key(0, 0, place, list(rows), real=True, last=True) for place, rows in enumerate(plan))
+    workers, pin = min(workers, len(plan)), device.type == "cuda"
     found: list[tuple[int, Any]] = []
-    for rows in plan:
-        found += task.predict(split, model, send_to_device(task.batch(split, rows, 0), device))
+    with readers_watched(workers), closing(read_ahead(task, split, order, workers=workers, pin=pin)) as items:
+        for item in shown(items, f"{split} batches", total=len(plan)):
+            found += task.predict(split, model, send_to_device(item.batch, device, non_blocking=True))
     return found
 
 
 def evaluate(
-    task: Task[Any], model: nn.Module, split: Split, accelerator: Accelerator
+    task: Task[Any], model: nn.Module, split: Split, accelerator: Accelerator, *, workers: int = 0
 ) -> tuple[dict[str, float], list[str]]:
     """Predict every example of a split once, over all processes, and score all outputs together.
 
     Args:
         model: bare, with the weights to score; returned to the mode it came in.
+        workers: processes that read ahead, for each process of the launcher; 0: none.
     """
     plan = task.plan(split, 0)
     was_training = model.training
     own = plan[accelerator.process_index :: accelerator.num_processes]
     with accelerator.autocast():
-        found = predict(task, model.eval(), split, own, accelerator.device)
+        found = predict(task, model.eval(), split, own, accelerator.device, workers=workers)
     model.train(was_training)
     found = sorted(gather_object(found), key=lambda pair: pair[0])
     count = sum(map(len, plan))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Dataset
 
 from tasks.errors import InputError, one_line
-from tasks.task import Task
+from tasks.task import Split, Task
 
 
 class Key(NamedTuple):
@@ -35,12 +35,12 @@ class Item(NamedTuple):
 
 
 class _MicroBatches(Dataset[Item]):
-    def __init__(self, task: Task[Any]) -> None:
-        self.task = task
+    def __init__(self, task: Task[Any], split: Split) -> None:
+        self.task, self.split = task, split
 
     def __getitem__(self, key: Key) -> Item:
         try:
-            batch = self.task.batch("train", key.rows, key.epoch)
+            batch = self.task.batch(self.split, key.rows, key.epoch)
         except InputError as error:  # a worker would wrap it in a traceback
             return Item(key, error, 0)
         return Item(key, batch, self.task.targets(batch) if key.real else 0)
@@ -73,13 +73,15 @@ def _outlive_requests(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -> Generator[list[Item], None, None]:
-    """Read micro-batches ahead in `workers` processes (0: in this one, when asked) and yield them window by window.
+def read_ahead(
+    task: Task[Any], split: Split, order: Iterator[Key], *, workers: int, pin: bool
+) -> Generator[Item, None, None]:
+    """Read micro-batches ahead in `workers` processes (0: in this one, when asked) and yield them in order.
 
     Raises InputError for examples that cannot be read, when their turn comes.
     """
     loader = DataLoader(
-        _MicroBatches(task),
+        _MicroBatches(task, split),
         batch_size=None,
         sampler=order,
         num_workers=workers,
@@ -87,10 +89,16 @@ def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -
         prefetch_factor=4 if workers else None,
         worker_init_fn=_outlive_requests,
     )
-    window: list[Item] = []
     for item in loader:
         if isinstance(item.batch, InputError):
             raise item.batch
+        yield item
+
+
+def windows(task: Task[Any], order: Iterator[Key], *, workers: int, pin: bool) -> Generator[list[Item], None, None]:
+    """Read the micro-batches to train on, as `read_ahead` does, and yield them window by window."""
+    window: list[Item] = []
+    for item in read_ahead(task, "train", order, workers=workers, pin=pin):
         window.append(item)
         if item.key.last:
             yield window

@@ -49,7 +49,8 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
         state.model.load_state_dict(tensors)
         results[name] = {}
         for split in splits:
-            results[name][split], lines[name] = evaluate(task, state.model, split, accelerator)
+            given = task, state.model, split, accelerator
+            results[name][split], lines[name] = evaluate(*given, workers=config.workers)
     check_reported("--train.monitor", config.monitor, results["last"][splits[0]])
     sign = -1 if config.monitor in task.falling else 1
     chosen = max(results, key=lambda name: sign * results[name][splits[0]][config.monitor])

@@ -308,7 +308,7 @@ def validate(task: Task[Any], state: State, config: TrainConfig, accelerator: Ac
     """Score the validation split, remember the best step, and say whether to stop early."""
     progress = state.progress
     with state.average.applied(state.model) if state.average is not None else nullcontext():
-        metrics, lines = evaluate(task, state.model, "valid", accelerator)
+        metrics, lines = evaluate(task, state.model, "valid", accelerator, workers=config.workers)
     accelerator.log({f"valid/{name}": value for name, value in metrics.items()}, progress.step)
     if config.monitor not in metrics:
         save(state, Path(config.out), config, accelerator)  # the run goes on from here, with another metric

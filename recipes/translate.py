@@ -26,6 +26,7 @@ from recipes.config import launch, recipe_of
 from recipes.processes import use_machine
 from recipes.runs import load
 from tasks.errors import InputError
+from tasks.progress import shown
 from tasks.translation.files import read_lines
 from tasks.writing import whole
 from transformer_core.packing import Precision
@@ -84,7 +85,8 @@ def main(recipe: Recipe) -> None:
         shortlist=recipe.shortlist,
     )
     with opened(recipe.output) as output:
-        for lines, prefixes in groups:
+        # A bar would come between lines that are printed.
+        for lines, prefixes in groups if recipe.output is None else shown(groups, "lines", size=LINES_AT_ONCE):
             for source, found in zip(lines, translator.n_best(lines, prefixes, scores=recipe.json), strict=True):
                 if recipe.json:
                     record = {"source": source, "translations": [translated._asdict() for translated in found]}

@@ -27,6 +27,7 @@ from tasks.image_classification.sources import (
     listed,
     open_source,
 )
+from tasks.progress import shown
 from tasks.task import Split
 from tasks.writing import whole
 
@@ -193,7 +194,8 @@ class LabelledImages:
 
         errors, size = [], self.sizes[split]
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for begin in range(0, size, ROWS_AT_ONCE):
+            begins = range(0, size, ROWS_AT_ONCE)
+            for begin in shown(begins, f"{split} images looked at", total=size, size=ROWS_AT_ONCE):
                 errors += threads.map(error, range(begin, min(begin + ROWS_AT_ONCE, size)))
         return errors
 

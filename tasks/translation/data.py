@@ -19,6 +19,7 @@ from uuid import uuid4
 import numpy as np
 
 from tasks.errors import InputError, one_line
+from tasks.progress import shown
 from tasks.translation.files import (
     TABLES,
     Pair,
@@ -146,7 +147,8 @@ def _write(pairs: Iterator[Pair], path: Path) -> None:
     aside = path.with_name(f".{path.stem}-{uuid4().hex}")
     try:
         with ArrowWriter(path=str(aside), features=_features()) as writer:
-            while rows := list(islice(pairs, ROWS_AT_ONCE)):
+            parts = iter(lambda: list(islice(pairs, ROWS_AT_ONCE)), [])
+            for rows in shown(parts, "pairs read", size=ROWS_AT_ONCE):
                 sources, targets = zip(*rows, strict=True)
                 writer.write_batch({"source": list(sources), "target": list(targets)})
             writer.finalize()

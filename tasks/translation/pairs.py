@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
 
 from tasks.errors import InputError, one_line
+from tasks.progress import shown
 from tasks.task import Split
 from tasks.translation.batching import epoch_examples, plan_batches
 from tasks.translation.data import Corpus, kept_folder, read_corpora
@@ -221,8 +223,11 @@ def _vocabulary(
     if not path.exists() and given is not None:
         Vocabulary.load(given).save(path)
     elif not path.exists():
+        most = rules.sentences // len(columns)
+        if 0 < most < len(text):  # evenly spaced, so that every corpus has its share
+            text = text.select(np.arange(most) * len(text) // most)
         sentences = (line for column in columns for lines in _column(text, column) for line in lines)
-        train_vocabulary(sentences, rules, path)
+        train_vocabulary(shown(sentences, path.name, total=len(text) * len(columns)), rules, path)
     vocabulary = _kept(path)
     if not (checksum := _checksum_file(path)).exists():
         with whole(checksum) as aside:
@@ -258,14 +263,18 @@ def _encode(text: "Dataset", column: str, vocabulary: Vocabulary, digest: str) -
     folder = kept_folder()
     paths = [folder / f"{key}.{name}.npy" for name in ("ids", "edges")]
     if not all(path.exists() for path in paths):
-        parts, lengths = [np.empty(0, np.int32)], [0]
-        for lines in _column(text, column):
-            encoded = vocabulary.encode_all(lines)
-            lengths += [len(ids) for ids in encoded]
-            parts.append(np.fromiter((piece for ids in encoded for piece in ids), np.int32))
+        lengths = [np.zeros(1, np.int64)]
         try:
-            for path, array in zip(paths, (np.concatenate(parts), np.cumsum(lengths)), strict=True):
-                _save(path, array)
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder) as pieces:  # those of all text may be more than memory holds
+                for lines in shown(_column(text, column), f"{column} in pieces", total=len(text), size=ROWS_AT_ONCE):
+                    encoded = vocabulary.encode_all(lines)
+                    lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+                    np.fromiter((piece for ids in encoded for piece in ids), np.int32).tofile(pieces)
+                edges = np.concatenate(lengths).cumsum()
+                empty = np.empty(0, np.int32)
+                _save(paths[0], np.memmap(pieces, np.int32, "r") if edges[-1] else empty)
+                _save(paths[1], edges)
         except OSError as error:
             raise InputError(
                 f"{folder}: the pieces of the text cannot be kept there ({one_line(error)}): "
@@ -276,7 +285,7 @@ def _encode(text: "Dataset", column: str, vocabulary: Vocabulary, digest: str) -
 
 def _column(text: "Dataset", column: str) -> Iterator[list[str]]:
     rows: Any
-    for rows in text.iter(ROWS_AT_ONCE):
+    for rows in text.select_columns([column]).iter(ROWS_AT_ONCE):
         yield rows[column]
 
 

@@ -44,6 +44,8 @@ class VocabularyConfig:
     """Unicode NFKC and single blanks, the same with case folded, or every character as it is."""
     symbols: tuple[str, ...] = ()
     """Further pieces that no text can spell, such as a tag per language; look up their ids in `Vocabulary.pieces`."""
+    sentences: int = 2_000_000
+    """Most sentences to train it on, drawn evenly from all of the text; 0: all, with 350 bytes of memory for each."""
     dropout: float = 0.0
     """Noise in the segmentation of training text, drawn anew each epoch; 0 is off, 0.1 is usual.
 
@@ -61,6 +63,8 @@ class VocabularyConfig:
             raise ValueError(
                 f"--data.vocabulary.size={self.size}: give more than {len(SPECIAL_PIECES)}, usually thousands."
             )
+        if self.sentences < 0:
+            raise ValueError(f"--data.vocabulary.sentences={self.sentences}: give 1 or more, or 0 for all.")
         if not 0.98 <= self.character_coverage <= 1:
             raise ValueError(
                 f"--data.vocabulary.character_coverage={self.character_coverage}: give a share from 0.98 to 1."
