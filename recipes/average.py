@@ -28,7 +28,7 @@ class Recipe:
 
 def main(recipe: Recipe) -> None:
     """Average and write."""
-    paths = sorted(Path(recipe.run, CHECKPOINTS).glob("step-*"))
+    paths = checkpoint.list_checkpoints(Path(recipe.run, CHECKPOINTS))
     if not paths:
         raise InputError(f"{recipe.run} has no {CHECKPOINTS}/step-*: name the run folder of a training recipe.")
     last = len(paths) if recipe.last is None else recipe.last

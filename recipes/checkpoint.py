@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """What a checkpoint folder holds."""
 
-    step: int
     tensors: dict[str, dict[str, Tensor]]
     """Named tensors on the CPU, by the stem of their file: `model`, `optimizer`, `ema`."""
     state: dict[str, Any]
@@ -45,7 +44,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     `state` is anything that JSON can say. A step that was saved before with the same tensors is left as it is, its
     state too. Raises InputError where the disk refuses, with the bytes that are needed; earlier ones are untouched.
     """
-    final, aside = folder / f"step-{step:08d}", folder / f".tmp-{secrets.token_hex(4)}"
+    final, aside = path_of(folder, step), folder / f".tmp-{secrets.token_hex(4)}"
     try:
         aside.mkdir(parents=True)
         _write_json(aside / "state.json", state)
@@ -63,6 +62,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies in a folder of checkpoints."""
+    return folder / f"step-{step:08d}"
 
 
 def verify(path: Path) -> list[str]:
@@ -100,7 +104,7 @@ def load(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path / 'state.json'}: {error}") from None
-    return Checkpoint(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["step"], tensors, state)
+    return Checkpoint(tensors, state)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from recipes.config import launch
 from recipes.image_runs import load
+from tasks.decode import ImageError
 from tasks.errors import InputError
 from tasks.image_classification.classifier import Classifier, Guess
-from tasks.image_classification.decode import ImageError
 from tasks.image_classification.sources import SUFFIXES
 
 
@@ -50,17 +50,17 @@ def main(recipe: Recipe) -> None:
     paths = [path for name in recipe.images for path in image_paths(Path(name))]
     for begin in range(0, len(paths), classifier.size):
         images = prepared(classifier, paths[begin : begin + classifier.size], skip=recipe.corrupt == "skip")
-        found = classifier.guess(torch.stack(list(images.values())), top=recipe.top) if images else []
-        for path, guesses in zip(images, found, strict=True):
+        found = classifier.guess(torch.stack([image for _, image in images]), top=recipe.top) if images else []
+        for (path, _), guesses in zip(images, found, strict=True):
             print(as_json(path, guesses) if recipe.json else as_text(path, guesses), flush=True)
 
 
-def prepared(classifier: Classifier, paths: Sequence[Path], *, skip: bool) -> dict[Path, Tensor]:
-    """Return images at the size of the model by their paths; with `skip` those that cannot be read are told apart."""
-    images: dict[Path, Tensor] = {}
+def prepared(classifier: Classifier, paths: Sequence[Path], *, skip: bool) -> list[tuple[Path, Tensor]]:
+    """Return paths and images at the size of the model; with `skip` those that cannot be read are told apart."""
+    images: list[tuple[Path, Tensor]] = []
     for path in paths:
         try:
-            images[path] = classifier.prepare(path)
+            images.append((path, classifier.prepare(path)))
         except ImageError as error:
             if not skip:
                 raise

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from recipes.settings import Settings, print_help
-from tasks.errors import InputError
+from tasks.errors import InputError, one_line
 from tasks.writing import whole
 
 Recipe = TypeVar("Recipe")
@@ -44,7 +44,7 @@ def read(recipe_class: type[Recipe], argv: Sequence[str] | None = None, *, defau
     settings.take_arguments(arguments)
     recipe = settings.build(default)
     if settings.problems:
-        raise InputError("; ".join(_one_line(problem).rstrip(".") for problem in settings.problems))
+        raise InputError("; ".join(one_line(problem).rstrip(".") for problem in settings.problems))
     return recipe
 
 
@@ -150,11 +150,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
 def _leave(message: str, code: int = 2) -> NoReturn:
     if message:
-        print(_one_line(message), file=sys.stderr)
+        print(one_line(message), file=sys.stderr)
     raise SystemExit(code)

@@ -7,6 +7,7 @@ python -m recipes.evaluate_images runs/pets --split valid --output pets_valid
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from recipes import checkpoint, image_runs
 from recipes.config import launch, recipe_of
 from recipes.evaluation import predict
 from recipes.image_runs import load, make_task
+from recipes.pictures import save_picture
 from recipes.processes import use_machine
 from recipes.state import CHECKPOINTS
 from recipes.tracking import console, number
@@ -28,7 +30,6 @@ from tasks.image_classification.evaluate import (
 )
 from tasks.image_classification.pretrained import PretrainedConfig
 from tasks.image_classification.task import ImageClassification
-from tasks.task import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Recipe:
 
     run: str
     """Run folder of train_images, whose recipe says where the images lie."""
-    split: Split = "test"
+    split: Literal["valid", "test"] = "test"
     """Which images."""
     output: str = ""
     """Folder for confusion.png and mistakes.png; empty: the run folder."""
@@ -54,8 +55,6 @@ def main(recipe: Recipe) -> None:
     trained = replace(recipe_of(image_runs.Recipe, recipe.run), pretrained=PretrainedConfig(), distill=DistillConfig())
     task, classifier = make_task(trained), load(recipe.run, weights=recipe.weights)
     task.prepare(Path(recipe.run))
-    if recipe.split == "train":
-        raise InputError("--split train: training images are shuffled and augmented; choose valid or test.")
     if recipe.split not in task.images.sizes:
         raise InputError(f"{recipe.run} has no {recipe.split} images: choose --split {' or '.join(task.images.sizes)}.")
     if recipe.split == "valid" and not trained.data.valid:
@@ -72,10 +71,10 @@ def main(recipe: Recipe) -> None:
     for name, value in task.measure(recipe.split, predictions).items():
         scores.add_row(name, number(value))
     console().print(scores, class_table(predictions, classes))
-    draw_confusion(confusion_matrix(predictions, classes), classes, folder / "confusion.png")
+    save_picture(draw_confusion(confusion_matrix(predictions, classes), classes), folder / "confusion.png")
     worst = worst_mistakes(predictions, recipe.mistakes)
     images = [task.images.image(recipe.split, row) for row in worst]
-    draw_mistakes(images, [predictions[row] for row in worst], classes, folder / "mistakes.png")
+    save_picture(draw_mistakes(images, [predictions[row] for row in worst], classes), folder / "mistakes.png")
     console().print(f"wrote {folder / 'confusion.png'} and {folder / 'mistakes.png'}", highlight=False, soft_wrap=True)
 
 

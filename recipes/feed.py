@@ -36,7 +36,8 @@ class Item(NamedTuple):
 
 class _MicroBatches(Dataset[Item]):
     def __init__(self, task: Task[Any], split: Split) -> None:
-        self.task, self.split = task, split
+        self.task = task
+        self.split: Split = split
 
     def __getitem__(self, key: Key) -> Item:
         try:

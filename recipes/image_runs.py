@@ -13,11 +13,12 @@ from recipes.weights import load_weights
 from tasks.errors import InputError
 from tasks.image_classification.augment import AugmentConfig, TransformConfig
 from tasks.image_classification.classifier import Classifier
-from tasks.image_classification.data import Images, saved_classes
+from tasks.image_classification.data import CLASSES, Images
 from tasks.image_classification.distill import DistillConfig, Teacher
 from tasks.image_classification.model import ImageModelConfig, build_model
 from tasks.image_classification.pretrained import PretrainedConfig
 from tasks.image_classification.task import ImageClassification, LossConfig
+from tasks.names import read_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def load(run: str | Path, *, weights: str | Path | None = None) -> Classifier:
     `weights` is a .safetensors file or a checkpoint folder instead of the final model.
     Raises InputError where the folder is not a finished run.
     """
-    recipe, classes = recipe_of(Recipe, run), saved_classes(Path(run))
+    recipe, classes = recipe_of(Recipe, run), read_names(Path(run, CLASSES))
     model = build_model(recipe.model, len(classes), channels=recipe.data.channels)
     load_weights(model, Path(weights or Path(run, MODEL)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

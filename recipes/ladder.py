@@ -14,7 +14,7 @@ from torch import Tensor
 from recipes import checkpoint
 from recipes.evaluation import check_reported, evaluate
 from recipes.loop import Run
-from recipes.state import CHECKPOINTS, checkpoint_path, mean_weights
+from recipes.state import CHECKPOINTS, mean_weights
 from recipes.tracking import console, number
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
@@ -33,7 +33,7 @@ class Expected:
     metric: str = ""
     """Metric of the test split; empty: nothing is expected."""
     at_least: float = 0.0
-    """The least of it that counts as PASS."""
+    """The least of it that counts as PASS; of a metric of which less is better, the most."""
 
 
 def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, splits: list[Split]) -> None:
@@ -52,7 +52,7 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
             given = task, state.model, split, accelerator
             results[name][split], lines[name] = evaluate(*given, workers=config.workers)
     check_reported("--train.monitor", config.monitor, results["last"][splits[0]])
-    sign = -1 if config.monitor in task.falling else 1
+    sign = task.sign(config.monitor)
     chosen = max(results, key=lambda name: sign * results[name][splits[0]][config.monitor])
     state.model.load_state_dict(weights[chosen])
     accelerator.end_training()
@@ -67,7 +67,7 @@ def finish(task: Task[Any], run: Run, config: TrainConfig, expected: Expected, s
     for line in lines[chosen]:
         console().print(line, highlight=False, soft_wrap=True)
     if expected.metric:
-        said = verdict(results[chosen][splits[-1]], expected, run)
+        said = verdict(results[chosen][splits[-1]], expected, run, sign=task.sign(expected.metric))
         console().print(said, highlight=False, soft_wrap=True)
 
 
@@ -76,20 +76,20 @@ def candidates(run: Run, config: TrainConfig) -> dict[str, dict[str, Tensor]]:
 
     Raises InputError where that one is broken.
     """
-    folder, progress = Path(config.out), run.state.progress
+    folder, progress = Path(config.out) / CHECKPOINTS, run.state.progress
     kind = "ema" if config.ema else "model"
 
     def weights(step: int) -> dict[str, Tensor]:
-        return checkpoint.load(checkpoint_path(folder, step)).tensors[kind]
+        return checkpoint.load(checkpoint.path_of(folder, step)).tensors[kind]
 
     found = {"last": weights(progress.step)}
     if progress.best and progress.best[0][1] != progress.step:
         with left_out_if_broken("best"):
             found["best"] = weights(progress.best[0][1])
     if config.average:
-        paths = [checkpoint_path(folder, step) for _, step in progress.best[: config.average]]
+        paths = [checkpoint.path_of(folder, step) for _, step in progress.best[: config.average]]
         if config.average_of == "last":
-            paths = checkpoint.list_checkpoints(folder / CHECKPOINTS)[-config.average :]
+            paths = checkpoint.list_checkpoints(folder)[-config.average :]
         name = f"averaged ({config.average_of} {len(paths)})"
         with left_out_if_broken(name):
             found[name] = mean_weights(paths)
@@ -118,12 +118,14 @@ def table(results: dict[str, dict[str, dict[str, float]]], chosen: str) -> Table
     return result
 
 
-def verdict(metrics: dict[str, float], expected: Expected, run: Run) -> str:
-    """Compare with what the recipe is known to reach, and name the likely cause of a distance."""
+def verdict(metrics: dict[str, float], expected: Expected, run: Run, *, sign: int) -> str:
+    """Compare with what the recipe is known to reach, and name the likely cause of a distance; `sign` as in `Task`."""
     check_reported("--expected.metric", expected.metric, metrics)
     reached = metrics[expected.metric]
-    said = f"{expected.metric} {number(reached)}, expected {number(expected.at_least)} or more"
-    if reached >= expected.at_least:
+    said = (
+        f"{expected.metric} {number(reached)}, expected {number(expected.at_least)} or {'more' if sign > 0 else 'less'}"
+    )
+    if sign * reached >= sign * expected.at_least:
         return f"PASS: {said}"
     progress = run.state.progress
     best = progress.best[0][1] if progress.best else 0

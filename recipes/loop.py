@@ -5,7 +5,7 @@ in the whole window: how the window is split over processes changes nothing. All
 the place in the run, so a killed run that is started again ends in the same weights, bit for bit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -24,14 +24,15 @@ from torch import nn
 
 from recipes import checkpoint
 from recipes.compiling import compiled
-from recipes.config import RECIPE, describe_difference, flatten, load_config, write_config
+from recipes.config import flatten
 from recipes.evaluation import check_reported, evaluate
 from recipes.feed import Item, keys, readers_watched, windows
 from recipes.meter import Meter
 from recipes.optimizer import make_optimizer
-from recipes.processes import CLAIM, StopRequest, check_launch, check_sharing, claimed, use_machine
+from recipes.processes import StopRequest, check_launch, check_sharing, use_machine
+from recipes.run_folder import LOCK, claimed, opened
 from recipes.schedule import learning_rate
-from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, checkpoint_path, derived_seed
+from recipes.state import CHECKPOINTS, MovingAverage, State, as_scalars, derived_seed
 from recipes.tracking import Display, JsonLines, console, number
 from recipes.train_config import TrainConfig
 from recipes.weights import load_weights
@@ -39,29 +40,6 @@ from tasks.errors import InputError
 from tasks.task import Task
 from transformer_core.packing import has_bfloat16
 
-LOCK = ".lock"
-"""File of a run folder that the process holds that changes it."""
-MAY_CHANGE = (
-    "out",
-    "steps",
-    "log_every",
-    "evaluate_every",
-    "monitor",
-    "average",
-    "average_of",
-    "keep_last",
-    "keep_every",
-    "max_skipped",
-    "save_every",
-    "patience",
-    "workers",
-    "threads",
-    "tune",
-    "tensorboard",
-)
-"""Settings of training that a run may be continued with although they differ from those it began with."""
-NOT_TRAINING = ("expected.", "scores.", "search.", "data.folder", "data.keep", "data.on_device", "data.test_fonts")
-"""Beginnings of further settings that change nothing in training."""
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others, which may prepare data; where one dies, the launcher ends them all."""
 
@@ -138,53 +116,14 @@ def run(task: Task[Any], config: TrainConfig, recipe: Any) -> Run:
 def prepare(task: Task[Any], config: TrainConfig, recipe: Any) -> tuple[Accelerator, State, nn.Module]:
     """Do what comes before the first update: open the run folder, join the processes, read the data, make the model."""
     folder = Path(config.out)
-    before = set(folder.iterdir()) if folder.is_dir() else set()
-    began = open_run(folder, recipe)
-    try:
+    with opened(folder, recipe):
         accelerator = start(config, folder, task)
         state, model = build(task, config, accelerator)
         resume(task, state, folder, config, accelerator)
-    except Exception:
-        if began:  # nothing was trained with these settings, so others may follow, and find nothing of these
-            for path in set(folder.iterdir()) - before:
-                if path.is_file() and path.name not in (LOCK, CLAIM):
-                    path.unlink(missing_ok=True)
-        raise
     if accelerator.is_main_process:
         for table in task.tables():
             console().print(table)
     return accelerator, state, model
-
-
-def open_run(folder: Path, recipe: Any) -> bool:
-    """Make the run folder and keep the configuration there, or compare it with the one that is kept.
-
-    Return whether the folder had none.
-
-    Raises InputError where the folder belongs to another configuration: nothing is overwritten.
-    """
-    checkpoint.check_writable(folder)
-    kept = folder / RECIPE
-    with FileLock(folder / LOCK):
-        began = not kept.exists()
-        if not began:
-            ignored = [key for key in flatten(recipe) if key.startswith(NOT_TRAINING)]
-            ignored += [f"train.{name}" for name in MAY_CHANGE]
-            differences = describe_difference(load_config(type(recipe), kept), recipe, ignore=ignored)
-            if differences and not any((folder / CHECKPOINTS).glob("step-*")):
-                raise InputError(
-                    f"{folder} was begun with another configuration ({'; '.join(differences)}) and has no "
-                    "checkpoint yet: remove the folder to start afresh."
-                )
-            if differences:
-                raise InputError(
-                    f"{folder} belongs to a run of another configuration ({'; '.join(differences)}): "
-                    "choose another --train.out, or give the settings of that run."
-                )
-        elif (folder / CHECKPOINTS).exists():
-            raise InputError(f"{folder} has checkpoints but no recipe.yaml: choose another --train.out.")
-        write_config(recipe, kept)
-    return began
 
 
 def start(config: TrainConfig, folder: Path, task: Task[Any]) -> Accelerator:
@@ -313,7 +252,7 @@ def validate(task: Task[Any], state: State, config: TrainConfig, accelerator: Ac
     if config.monitor not in metrics:
         save(state, Path(config.out), config, accelerator)  # the run goes on from here, with another metric
     check_reported("--train.monitor", config.monitor, metrics)
-    score = metrics[config.monitor] * (-1 if config.monitor in task.falling else 1)
+    score = metrics[config.monitor] * task.sign(config.monitor)
     improved = not progress.best or score > progress.best[0][0]
     progress.stale = 0 if improved else progress.stale + 1
     progress.best = sorted([*progress.best, (score, progress.step)], key=lambda pair: -pair[0])[: config.keep_best]
@@ -330,6 +269,6 @@ def save(state: State, folder: Path, config: TrainConfig, accelerator: Accelerat
     """Write a checkpoint on the main process, then delete those that are no longer kept."""
     if accelerator.is_main_process:
         state.save(folder)
-        best: Iterable[Path] = (checkpoint_path(folder, step) for _, step in state.progress.best)
-        checkpoint.prune(folder / CHECKPOINTS, config.keep_last, list(best), config.keep_every)
+        best = [checkpoint.path_of(folder / CHECKPOINTS, step) for _, step in state.progress.best]
+        checkpoint.prune(folder / CHECKPOINTS, config.keep_last, best, config.keep_every)
     accelerator.wait_for_everyone()

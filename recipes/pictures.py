@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # a recipe imports it if it draws
     from matplotlib.figure import Figure
 
 
-def save_picture(figure: "Figure", path: str | Path, *, dpi: int) -> None:
+def save_picture(figure: "Figure", path: str | Path, *, dpi: int = 100) -> None:
     """Write a figure in the format that the ending of `path` names. Raises InputError where that cannot be done."""
     try:
         figure.savefig(path, dpi=dpi)

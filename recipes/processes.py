@@ -4,27 +4,18 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import psutil
 import torch
-from filelock import FileLock, Timeout
 
-from recipes.checkpoint import check_writable
 from tasks.errors import InputError
 
 if TYPE_CHECKING:  # it takes seconds, and only training needs it
     from accelerate import Accelerator
 
-CLAIM = ".training.lock"
-"""File of a run folder that the process holds that trains in it."""
-PATIENCE = 15.0
-"""Seconds to wait for it: processes that read for a killed run hold it until they notice."""
 LAUNCH_ON_CPUS = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {count} --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0 -m {module}"
@@ -86,29 +77,6 @@ class Machine(NamedTuple):
     def __str__(self) -> str:
         memory = "kept" if self.keeps_memory else "given back when freed"
         return f"CPU: {self.threads} threads, memory {memory}, float32 by {'oneDNN' if self.one_dnn else 'default'}"
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Let no other run train in the folder meanwhile; the main process speaks for all.
-
-    Raises InputError where one does, or nothing can be written there.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    check_writable(folder)
-    lock = FileLock(folder / CLAIM, timeout=PATIENCE)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"{folder} is being trained in by another process: wait for it, or choose another --train.out."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def use_machine(threads: int, *, tune: bool = True) -> Machine:

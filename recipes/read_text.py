@@ -21,8 +21,7 @@ from recipes.pictures import save_picture
 from recipes.train_recognition import Recipe as Training
 from recipes.train_recognition import make_task
 from recipes.weights import load_weights
-from tasks.errors import InputError, one_line
-from tasks.image_classification.decode import read_image
+from tasks.decode import file_content, open_image
 from tasks.text_recognition.lines import fit
 from tasks.text_recognition.task import TextRecognition
 
@@ -53,10 +52,7 @@ class TextReader:
         """Load the model of a run folder, on the GPU if there is one; InputError where it is not a finished run."""
         recipe, folder = recipe_of(Training, run), Path(run)
         self.data, self.task = recipe.data, TextRecognition(recipe.data, recipe.model, recipe.search, ())
-        try:
-            self.task.restore(folder)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} is no whole run of train_recognition: {one_line(error)}.") from None
+        self.task.restore(folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self.task.build()
         load_weights(self.model, Path(weights or folder / MODEL))
@@ -72,35 +68,25 @@ class TextReader:
 def main(recipe: Recipe) -> None:
     """Print path and text of each image."""
     reader = TextReader(recipe.run, weights=recipe.weights)
-    images = open_images(image_paths(Path(recipe.images))) if recipe.images else test_lines(recipe.run)
-    texts = reader(list(images.values()))
-    for name, text in zip(images, texts, strict=True):
+    if recipe.images:
+        names = [str(path) for path in image_paths(Path(recipe.images))]
+        images = [open_image(file_content(name), channels=3, name=name) for name in names]
+    else:
+        names, images = test_lines(recipe.run)
+    texts = reader(images)
+    for name, text in zip(names, texts, strict=True):
         print(f"{name}\t{text}", flush=True)
     if recipe.output:
-        draw(list(images.values())[:10], texts[:10], Path(recipe.output))
+        draw(images[:10], texts[:10], Path(recipe.output))
 
 
-def test_lines(run: str) -> dict[str, Image.Image]:
-    """Return the first ten test images of a run, by what is written in them."""
+def test_lines(run: str) -> tuple[list[str], list[Image.Image]]:
+    """Return what is written in the first ten test images of a run, and the images."""
     task = make_task(recipe_of(Training, run))
     task.prepare(Path(run))
-    rows = range(min(10, task.lines.count["test"]))
+    rows = range(min(10, task.lines.sizes["test"]))
     images, texts = zip(*(task.lines.example("test", row, 0) for row in rows), strict=True)
-    return {text: to_pil_image(image) for text, image in zip(texts, images, strict=True)}
-
-
-def open_images(paths: Sequence[Path]) -> dict[str, Image.Image]:
-    """Return decoded images by their paths."""
-    return {str(path): open_image(path) for path in paths}
-
-
-def open_image(path: Path) -> Image.Image:
-    """Return a decoded image. Raises InputError where there is none."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): name another file.") from None
-    return to_pil_image(read_image(data, channels=3, name=str(path)))
+    return list(texts), list(map(to_pil_image, images))
 
 
 def draw(images: Sequence[Image.Image], texts: Sequence[str], path: Path) -> None:

@@ -10,6 +10,7 @@ from recipes.config import launch
 from recipes.processes import use_machine
 from recipes.runs import load
 from tasks.errors import InputError
+from tasks.translation.evaluate import check_aligned
 from tasks.translation.files import read_lines
 
 
@@ -28,10 +29,7 @@ class Recipe:
 def main(recipe: Recipe) -> None:
     """Print one number a line."""
     source, target = read_lines(Path(recipe.source)), read_lines(Path(recipe.target))
-    if len(source) != len(target):
-        raise InputError(
-            f"{recipe.source} has {len(source)} lines and {recipe.target} {len(target)}: they must be as many."
-        )
+    check_aligned({recipe.source: source, recipe.target: target})
     use_machine(0)
     try:
         values = load(recipe.run).log_probabilities(source, target)

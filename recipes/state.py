@@ -116,11 +116,6 @@ class State:
         self.progress.best = [(score, step) for score, step in saved.state["progress"]["best"]]
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies in a run folder."""
-    return folder / CHECKPOINTS / f"step-{step:08d}"
-
-
 def mean_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
     """Average the models of several checkpoints, in float64, not their EMA (Vaswani et al. 2017, section 6.1).
 

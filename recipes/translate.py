@@ -9,7 +9,6 @@ Line n of the output translates line n of the input. `--json true` writes an obj
 translations and their scores.
 """
 
-import codecs
 import gzip
 import json
 import os
@@ -27,7 +26,8 @@ from recipes.processes import use_machine
 from recipes.runs import load
 from tasks.errors import InputError
 from tasks.progress import shown
-from tasks.translation.files import read_lines
+from tasks.translation.evaluate import check_aligned
+from tasks.translation.files import decoded, read_lines
 from tasks.writing import whole
 from transformer_core.packing import Precision
 from transformer_core.search import SearchConfig
@@ -105,8 +105,8 @@ def given(recipe: Recipe) -> Iterable[Group]:
         return ((lines, None) for lines in asked(sys.stdin))
     lines = read_lines(Path(recipe.input))
     prefixes = read_lines(Path(recipe.prefixes)) if recipe.prefixes is not None else None
-    if prefixes is not None and len(prefixes) != len(lines):
-        raise InputError(f"{recipe.prefixes} has {len(prefixes)} lines and {recipe.input} {len(lines)}: give as many.")
+    if prefixes is not None:
+        check_aligned({str(recipe.prefixes): prefixes, recipe.input: lines})
     chunks = [slice(begin, begin + LINES_AT_ONCE) for begin in range(0, len(lines), LINES_AT_ONCE)]
     return [(lines[chunk], None if prefixes is None else prefixes[chunk]) for chunk in chunks]
 
@@ -119,7 +119,7 @@ def asked(stream: TextIO) -> Iterator[list[str]]:
             yield [line]
         return
     # As bytes, because only a line feed ends a line, and to name the line where the text is not UTF-8.
-    lines = (as_text(number, line) for number, line in enumerate(stream.buffer, 1))
+    lines = decoded(stream.buffer, "standard input")
     while group := list(islice(lines, LINES_AT_ONCE)):
         yield group
 
@@ -128,18 +128,6 @@ def typed(stream: TextIO) -> str:
     """Ask for a line, on standard error so that standard output holds translations alone."""
     print("> ", end="", file=sys.stderr, flush=True)
     return stream.readline().strip()
-
-
-def as_text(number: int, line: bytes) -> str:
-    """Decode a line of standard input; a byte order mark before the first one is no text."""
-    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-    try:
-        return line.removesuffix(b"\n").removesuffix(b"\r").decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"standard input:{number}:{error.start + 1}: byte {error.start + 1} of line {number} is not UTF-8 there: "
-            "convert the text to UTF-8."
-        ) from None
 
 
 @contextmanager

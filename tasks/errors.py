@@ -9,6 +9,6 @@ class InputError(ValueError):
     """
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an error of some library without its line breaks."""
+def one_line(error: BaseException | str) -> str:
+    """Return a message, or that of an error of some library, without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

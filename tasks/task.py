@@ -40,6 +40,10 @@ class Task(ABC, Generic[Batch]):
     ragged: bool = True
     """Whether batches come in many shapes, as those of sentences do."""
 
+    def sign(self, metric: str) -> int:
+        """Return 1 for a metric of which more is better, -1 where less is."""
+        return -1 if metric in self.falling else 1
+
     @abstractmethod
     def prepare(self, folder: Path) -> None:
         """Make or load what the run folder keeps (a vocabulary, class names) and read the data.

@@ -50,16 +50,9 @@ def translation(config: "TranslationConfig", vocabulary: int, batch: int, length
     block, tokens = config.block, batch * length
     dim, encoder, decoder = block.dim, config.encoder_depth, config.decoder_depth
     attentions = encoder + 2 * decoder
-    norms = (2 * encoder + 3 * decoder + 2 * (block.order == "pre")) * 2 * dim
     tables = {"all": 1, "target": 2, "none": 3}[config.tie] * vocabulary * dim
-    positions = block.max_length * dim if block.position == "learned" else 0
-    parameters = (
-        attentions * _attention_parameters(dim)
-        + (encoder + decoder) * _feed_forward_parameters(block)
-        + norms
-        + tables
-        + positions * (1 if config.tie == "all" else 2)
-    )
+    positions = (1 if config.tie == "all" else 2) * block.max_length * dim * (block.position == "learned")
+    parameters = _stack_parameters(block, encoder, decoder) + tables + positions
     linear = attentions * _projection_flops(dim, tokens, tokens)
     linear += (encoder + decoder) * _feed_forward_flops(block, tokens)
     products = attentions * _product_flops(dim, tokens, length)
@@ -76,9 +69,7 @@ def recognition(
     tokens = batch * length
     parameters = (
         (pixels + 1) * dim
-        + (encoder + 2 * decoder) * _attention_parameters(dim)
-        + (encoder + decoder) * _feed_forward_parameters(block)
-        + (2 * encoder + 3 * decoder + 2 * (block.order == "pre")) * 2 * dim
+        + _stack_parameters(block, encoder, decoder)
         + characters * dim
         + block.max_length * dim * (block.position == "learned")
     )
@@ -139,6 +130,13 @@ def swin(config: "ImageModelConfig", classes: int, channels: int, batch: int) ->
             dim, heads, hidden = 2 * dim, 2 * heads, 2 * hidden
     parameters += 2 * dim + (dim + 1) * classes
     return parameters, Flops(before, products, linear, 2 * batch * dim * classes)
+
+
+def _stack_parameters(block: BlockConfig, encoder: int, decoder: int) -> int:
+    """Parameters of so many encoder and decoder blocks, with their norms."""
+    norms = 2 * encoder + 3 * decoder + 2 * (block.order == "pre")
+    attentions = (encoder + 2 * decoder) * _attention_parameters(block.dim)
+    return attentions + (encoder + decoder) * _feed_forward_parameters(block) + norms * 2 * block.dim
 
 
 def _attention_parameters(dim: int) -> int:

@@ -1,8 +1,7 @@
 """FLOPs of a forward pass and of a training step, counted operation by operation in the dry run that counts memory."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from recipes.inspection.closed_form import Flops
 from recipes.inspection.dry_run import Device
-from recipes.inspection.memory import NOTHING, Memory, inference, training
+from recipes.inspection.memory import Memory, inference, training
 from recipes.inspection.subject import Subject
 
 Counts = Mapping[str, Mapping[Any, int]]
@@ -44,12 +43,10 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-def evaluation(
-    subject: Subject, examples: int, device: Device, *, watch: AbstractContextManager[Any] = NOTHING
-) -> tuple[Flops, Memory]:
-    """Count an evaluation of a batch in float32; what else is to be seen of it, `watch` sees."""
+def evaluation(subject: Subject, examples: int, device: Device) -> tuple[Flops, Memory]:
+    """Count an evaluation of a batch in float32."""
     counter = flop_counter()
-    memory = inference(subject, examples, device, "fp32", watch=_both(watch, counter))
+    memory = inference(subject, examples, device, "fp32", watch=counter)
     return _forward(counter.get_flop_counts(), type(subject.model).__name__, subject), memory
 
 
@@ -72,14 +69,6 @@ def update(subject: Subject, examples: int, device: Device, *, recompute: bool) 
     linear = sum(back.values()) - before - logits - attention
     own = before, attention, linear, logits
     return Flops(*map(sum, zip(_forward(ahead, name, subject), own, strict=True))), memory
-
-
-@contextmanager
-def _both(*watching: AbstractContextManager[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for each in watching:
-            stack.enter_context(each)
-        yield
 
 
 def _forward(counts: Counts, model: str, subject: Subject) -> Flops:

@@ -17,6 +17,7 @@ from recipes.inspection.dry_run import dry_run
 from recipes.train_config import TrainConfig
 from tasks.errors import InputError
 from tasks.task import Task
+from transformer_core.loss import FactoredLogits, log_likelihood
 
 SIGNS = {
     "recognition": (
@@ -115,7 +116,6 @@ def _keys(path: Path) -> list[str]:
 
 def _translation(arguments: Sequence[str], length: int) -> Subject:
     program, tasks = import_module("recipes.train_translation"), import_module("tasks.translation.task")
-    loss = import_module("transformer_core.loss")
     recipe = read(program.Recipe, arguments)
     task = tasks.Translation(recipe.data, recipe.model, recipe.loss, recipe.search, recipe.scores)
     vocabulary = recipe.data.vocabulary.size
@@ -127,8 +127,8 @@ def _translation(arguments: Sequence[str], length: int) -> Subject:
         return tasks.Batch(list(range(examples)), source, None, target, places, torch.zeros_like(places))
 
     def forward(model: nn.Module, batch: Any) -> Tensor:
-        factors = loss.FactoredLogits(*model(batch.source, batch.mask, batch.target, batch.positions))
-        return loss.log_likelihood(factors, batch.labels)
+        factors = FactoredLogits(*model(batch.source, batch.mask, batch.target, batch.positions))
+        return log_likelihood(factors, batch.labels)
 
     block = recipe.model.block
     formula = recipe.model.kind == "transformer" and is_textbook(block) and block.position != "relative"
@@ -193,7 +193,6 @@ def _images(arguments: Sequence[str], classes: int) -> Subject:
 
 def _recognition(arguments: Sequence[str], characters: int) -> Subject:
     program, tasks = import_module("recipes.train_recognition"), import_module("tasks.text_recognition.task")
-    loss = import_module("transformer_core.loss")
     recipe = read(program.Recipe, arguments)
     task = tasks.TextRecognition(recipe.data, recipe.model, recipe.search, [])
     task.names = range(characters)
@@ -206,8 +205,8 @@ def _recognition(arguments: Sequence[str], characters: int) -> Subject:
         return tasks.Batch(list(range(examples)), [""] * examples, images, target, places, torch.zeros_like(places))
 
     def forward(model: nn.Module, batch: Any) -> Tensor:
-        factors = loss.FactoredLogits(*model(batch.images, batch.target, batch.positions))
-        return loss.log_likelihood(factors, batch.labels)
+        factors = FactoredLogits(*model(batch.images, batch.target, batch.positions))
+        return log_likelihood(factors, batch.labels)
 
     return Subject(
         task=task,

@@ -43,8 +43,8 @@ def survey(subject: Subject, batch: int, device: Device) -> Survey:
     def run(kind: Kind) -> _Run:
         precision, recompute = kind
         if kind == ("fp32", None):
-            shapes = OutputShapes(subject.model)
-            forward, memory = evaluation(subject, batch, device, watch=shapes)
+            with OutputShapes(subject.model) as shapes:
+                forward, memory = evaluation(subject, batch, device)
             return _Run(memory, forward, shapes.found)
         if kind == ("fp32", subject.recompute):
             step, memory = update(subject, batch, device, recompute=subject.recompute)

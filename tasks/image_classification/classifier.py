@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tasks.decode import MAX_PIXELS, file_content, read_image
 from tasks.image_classification.augment import TransformConfig, evaluation_transform, normalize
-from tasks.image_classification.decode import MAX_PIXELS, ImageError, read_image
 
 
 class Guess(NamedTuple):
@@ -67,11 +67,7 @@ class Classifier:
     def prepare(self, image: str | Path | Tensor) -> Tensor:
         """Read an image and bring it to the size of the model, uint8 (channels, height, width)."""
         if not isinstance(image, Tensor):
-            try:
-                data = Path(image).read_bytes()
-            except OSError as error:
-                raise ImageError(str(image), f"no file that can be read ({error.strerror})") from None
-            image = read_image(data, channels=self.channels, name=str(image), max_pixels=self.max_pixels)
+            image = read_image(file_content(image), channels=self.channels, name=str(image), max_pixels=self.max_pixels)
         return self.resize(image)
 
     @torch.inference_mode()

@@ -4,7 +4,6 @@ Image tables are mapped from disk by `datasets`, image folders are listed, so th
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +15,12 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor
 
-from tasks.errors import InputError, one_line
-from tasks.image_classification.decode import MAX_PIXELS, ImageError, read_image
-from tasks.image_classification.sources import (
-    IMAGE,
-    ImageSource,
-    Source,
-    class_difference,
-    encoded,
-    listed,
-    open_source,
-)
+from tasks.decode import MAX_PIXELS, ImageError, read_image
+from tasks.errors import InputError
+from tasks.image_classification.sources import IMAGE, ImageSource, Source, encoded, open_source
+from tasks.names import keep_names, listed
 from tasks.progress import shown
 from tasks.task import Split
-from tasks.writing import whole
 
 CLASSES = "classes.json"
 """File of the class names in a run folder."""
@@ -101,7 +92,7 @@ class LabelledImages:
     def __init__(self, config: Images, folder: Path) -> None:
         self.config = config
         self.classes, self._splits = _digits() if not config.train else _open_splits(config)
-        _keep_classes(self.classes, folder)
+        keep_names(self.classes, folder / CLASSES, of="classes")
         self.report: Table | None = self._leave_out() if config.corrupt == "skip" else None
         """What was left out, by split and reason, with the first names; None where nothing was."""
         self._kept: dict[tuple[Split, int], Tensor] = {}
@@ -198,33 +189,6 @@ class LabelledImages:
             for begin in shown(begins, f"{split} images looked at", total=size, size=ROWS_AT_ONCE):
                 errors += threads.map(error, range(begin, min(begin + ROWS_AT_ONCE, size)))
         return errors
-
-
-def saved_classes(folder: Path) -> list[str]:
-    """Return the class names that a run folder holds, in the order of the labels; raises InputError without them."""
-    path = folder / CLASSES
-    try:
-        classes = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}): name the folder of a training run.") from error
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise InputError(f"{path}: not a list of class names: put back the file that the run began with.")
-    return classes
-
-
-def _keep_classes(classes: list[str], folder: Path) -> None:
-    """Write the class names at first; later raise InputError where they are others, or in another order."""
-    path = folder / CLASSES
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole(path) as aside:
-            aside.write_text(json.dumps(classes, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    elif (kept := saved_classes(folder)) != classes:
-        difference = class_difference(kept, classes, "is gone", "is new") or "in another order"
-        raise InputError(
-            f"{path}: the run began with other classes ({difference}): "
-            "give back the data that it began with, or start a new run."
-        )
 
 
 @dataclass(frozen=True)

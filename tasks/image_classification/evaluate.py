@@ -6,13 +6,15 @@ Predictions are gathered over processes first and measured once.
 import math
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 15
 """Bins of the calibration error, as Guo et al. (2017) take them."""
@@ -115,11 +117,10 @@ def worst_mistakes(predictions: Sequence[Prediction], count: int) -> list[int]:
     return sorted(wrong, key=lambda place: -float(predictions[place].probabilities[called[place]]))[:count]
 
 
-def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Write a (classes, classes) confusion matrix as a picture, each row shaded by its share of the true class.
+def draw_confusion(matrix: Tensor, classes: Sequence[str]) -> "Figure":
+    """Draw a (classes, classes) confusion matrix, each row shaded by its share of the true class.
 
-    The ending of `path` says which kind of picture. Of more
-    than 20 classes no counts are written, of more than 50 no names.
+    Of more than 20 classes no counts are written, of more than 50 no names.
     """
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     side = 4 + 0.4 * min(len(classes), NAMED_CLASSES)
@@ -135,13 +136,11 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
         for row, column in torch.cartesian_prod(torch.arange(len(classes)), torch.arange(len(classes))).tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(matrix[row, column])), ha="center", va="center", color=colour)
-    figure.savefig(path)
+    return figure
 
 
-def draw_mistakes(
-    images: Sequence[Tensor], predictions: Sequence[Prediction], classes: Sequence[str], path: Path
-) -> None:
-    """Write uint8 (channels, height, width) images in a grid, with what they were taken for, how surely, and the truth.
+def draw_mistakes(images: Sequence[Tensor], predictions: Sequence[Prediction], classes: Sequence[str]) -> "Figure":
+    """Draw uint8 (channels, height, width) images in a grid, with what they were taken for, how surely, and the truth.
 
     Give those that `worst_mistakes` names, and their predictions in the same order; of none, the picture says so.
     Raises ValueError where there are not as many images as predictions.
@@ -159,7 +158,7 @@ def draw_mistakes(
     for axes, image, each in zip(grid, images, predictions, strict=False):
         axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(_caption(each, classes), fontsize=9, parse_math=False)
-    figure.savefig(path)
+    return figure
 
 
 def _metric(name: str) -> Any:
@@ -167,7 +166,7 @@ def _metric(name: str) -> Any:
     return getattr(import_module("torchmetrics.functional.classification"), f"multiclass_{name}")
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> "Figure":
     """Return an empty picture of so many inches; matplotlib is not waited for either."""
     return import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 

@@ -1,7 +1,6 @@
 """Where labelled images lie, opened: each still encoded, with the place of its class among the names of its source."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.decode import ImageError, file_content
 from tasks.errors import InputError, one_line
-from tasks.image_classification.decode import ImageError
+from tasks.names import listed
 
 if TYPE_CHECKING:  # imported where it is called: it takes a second, and who uses a trained model never calls it
     from datasets import Dataset
@@ -90,10 +90,7 @@ class Source:
             return value["bytes"]
         if value["path"] is None:
             raise ImageError(name, "no image there")
-        try:
-            return Path(name).read_bytes()
-        except OSError as error:
-            raise ImageError(name, f"no file that can be read ({error.strerror})") from error
+        return file_content(name)
 
 
 def open_source(source: ImageSource, folder: Path) -> Source:
@@ -241,17 +238,3 @@ def _checked(labels: np.ndarray, classes: int | None, column: str, place: str) -
             "mend it or take the row out."
         )
     return labels.astype(np.int64)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Write names for a message, not too many."""
-    return f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-
-
-def class_difference(first: Sequence[str], second: Sequence[str], only_first: str, only_second: str) -> str:
-    """Write which names stand in one list alone and what is said of them; empty where only the orders differ."""
-    groups = (
-        ([name for name in first if name not in second], only_first),
-        ([name for name in second if name not in first], only_second),
-    )
-    return "; ".join(f"{listed(names)} {said}" for names, said in groups if names)

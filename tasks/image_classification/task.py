@@ -30,7 +30,7 @@ from tasks.image_classification.model import ImageModelConfig, build_model, patc
 from tasks.image_classification.plan import augmentation_seed, check_plan, planned_rows
 from tasks.image_classification.pretrained import PretrainedConfig, fit_pretrained, rate_factors, read_tensors
 from tasks.image_classification.resident import ResidentImages, check_resident
-from tasks.image_classification.sources import class_difference
+from tasks.names import difference
 from tasks.task import Loss, Split, Task
 
 
@@ -94,6 +94,11 @@ class ImageClassification(Task[Batch]):
             }
             self.test_transform = evaluation_transform(transform, model.image_size)
             normalize(torch.zeros(1, data.channels, 1, 1, dtype=torch.uint8), transform.mean, transform.std)
+            if augment.start_size is not None and model.block.position not in ("learned", "none", "relative"):
+                raise ValueError(
+                    f"start_size={list(augment.start_size)} stretches positions, and model.block.position is "
+                    f"{model.block.position}: choose learned or none."
+                )
             check_plan(augment.repeats, data.batch, augment.repeats)
             if data.on_device:
                 check_resident(augment)
@@ -102,11 +107,6 @@ class ImageClassification(Task[Batch]):
 
     def _size(self, epoch: int) -> tuple[int, int]:
         """Return height and width of the training images of an epoch."""
-        if self.augment.start_size is not None and self.model.block.position not in ("learned", "none", "relative"):
-            raise ValueError(
-                f"start_size={list(self.augment.start_size)} stretches positions, and model.block.position is "
-                f"{self.model.block.position}: choose learned or none."
-            )
         return training_size(self.augment, self.model.image_size, patch_pixels(self.model), epoch)
 
     def prepare(self, folder: Path) -> None:
@@ -133,10 +133,10 @@ class ImageClassification(Task[Batch]):
         own = self.images.classes
         if list(theirs) == own:
             return
-        difference = class_difference(theirs, own, "only the teacher knows", "only the images have")
+        differing = difference(theirs, own, "only the teacher knows", "only the images have")
         raise InputError(
             f"--distill.teacher {self.distill.teacher} was trained on other classes than those of the images "
-            f"({difference or 'the same in another order'}): choose a teacher with the same classes."
+            f"({differing or 'the same in another order'}): choose a teacher with the same classes."
         )
 
     def tables(self) -> list[Any]:

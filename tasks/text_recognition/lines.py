@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tasks.decode import file_content, open_image
 from tasks.errors import InputError, one_line
 from tasks.task import Split
 from tasks.text_recognition.render import able, check_fonts, cut, find_fonts, render
@@ -70,14 +71,14 @@ class TextImages:
 
 
 class Lines:
-    """The splits of `TextImages`, opened: `count` examples each, images of (channels, height, width) in uint8."""
+    """The splits of `TextImages`, opened: `sizes` examples each, images of (channels, height, width) in uint8."""
 
     def __init__(self, config: TextImages, corpus: Sequence[str]) -> None:
         self.config = config
         if config.dataset:
             names = {"train": "train", "valid": "validation", "test": "test"}
             self.tables = {split: _table(config, name) for split, name in names.items()}
-            self.count = {split: len(table) for split, table in self.tables.items()}
+            self.sizes = {split: len(table) for split, table in self.tables.items()}
             self.characters = sorted({char for text in self.tables["train"][config.text_column] for char in text})
             return
         held_out = config.held_out
@@ -91,7 +92,7 @@ class Lines:
         self.fonts = {"train": fonts, "valid": fonts, "test": find_fonts(config.test_fonts)}
         for split, lines in self.text.items():
             check_fonts(self.fonts[split], lines)
-        self.count = {"train": config.lines, "valid": held_out, "test": held_out}
+        self.sizes = {"train": config.lines, "valid": held_out, "test": held_out}
 
     def digest(self) -> str:
         """Hash the texts to train and validate on."""
@@ -104,7 +105,9 @@ class Lines:
         config = self.config
         if config.dataset:
             found = self.tables[split][row]
-            return fit(found[config.image_column], config), found[config.text_column]
+            image, name = found[config.image_column], f"{config.dataset} {split} row {row + 1}"
+            data = image["bytes"] or file_content(image["path"])
+            return fit(open_image(data, channels=config.channels, name=name), config), found[config.text_column]
         draw = random.Random(f"{config.seed}-{split}-{epoch}-{row}")
         lines = self.text[split]
         text = cut(draw.choice(lines) if split == "train" else lines[row], config.longest, draw)
@@ -130,13 +133,13 @@ def _read(path: str) -> list[str]:
 
 
 def _table(config: TextImages, split: str) -> "Dataset":
-    from datasets import load_dataset
+    from datasets import Image, load_dataset
 
     try:
         table = load_dataset(config.dataset, split=split)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{config.dataset}: {one_line(error)}") from None
-    for column in (config.image_column, config.text_column):
-        if column not in table.column_names:
-            raise InputError(f"{config.dataset} has no column {column}: choose among {', '.join(table.column_names)}.")
-    return table
+        missing = [name for name in (config.image_column, config.text_column) if name not in table.column_names]
+        if not missing:  # images stay encoded, because those that are read later are decoded by us as well
+            return table.cast_column(config.image_column, Image(decode=False))
+    except Exception as error:  # of many kinds; all of them concern the name, the network or the data
+        raise InputError(f"{config.dataset}: {one_line(error.__cause__ or error)}") from error
+    raise InputError(f"{config.dataset} has no column {missing[0]}: choose among {', '.join(table.column_names)}.")

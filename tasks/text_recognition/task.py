@@ -3,7 +3,6 @@
 `docs/new_task.md` walks through this file for those who have a task of their own.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tasks.errors import InputError, one_line
+from tasks.names import keep_names, read_names
 from tasks.task import Loss, Split, Task
 from tasks.text_recognition.lines import Lines, TextImages
 from tasks.text_recognition.model import BOS, EOS, PAD, UNKNOWN, Reader, ReaderConfig
-from tasks.writing import whole
 from transformer_core import FactoredLogits, linear_cross_entropy
 from transformer_core.search import SearchConfig, search
+
+CHARACTERS = "characters.json"
+"""File of the characters in a run folder."""
 
 
 class Batch(NamedTuple):
@@ -44,13 +45,9 @@ class TextRecognition(Task[Batch]):
 
     def prepare(self, folder: Path) -> None:
         """Open the images; the run folder keeps the characters, so that ids stay what they are."""
-        self.lines, path = Lines(self.data, self.corpus), folder / "characters.json"
-        if not path.exists():
-            with whole(path) as aside:
-                aside.write_text(json.dumps(self.lines.characters), encoding="utf-8")
+        self.lines = Lines(self.data, self.corpus)
+        keep_names(self.lines.characters, folder / CHARACTERS, of="characters")
         self.restore(folder)
-        if self.names[4:] != self.lines.characters:
-            raise InputError(f"{path}: the run began with other text: give it back, or start a new run.")
 
     def digest(self) -> str:
         """Hash the texts to train and validate on."""
@@ -61,11 +58,7 @@ class TextRecognition(Task[Batch]):
 
         Raises InputError where it keeps none.
         """
-        path = folder / "characters.json"
-        try:
-            self.names = ["", "", "", "", *json.loads(path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({one_line(error)}): name the folder of a run.") from error
+        self.names = ["", "", "", "", *read_names(folder / CHARACTERS)]
         self.ids = {char: id for id, char in enumerate(self.names) if char}
 
     def build(self) -> Reader:
@@ -74,7 +67,7 @@ class TextRecognition(Task[Batch]):
 
     def plan(self, split: Split, epoch: int) -> list[list[int]]:
         """Shuffle the training images anew each epoch; take the others as they come."""
-        rows, size = np.arange(self.lines.count[split]), self.data.batch
+        rows, size = np.arange(self.lines.sizes[split]), self.data.batch
         if split == "train":
             np.random.default_rng([self.data.seed, epoch]).shuffle(rows)
         return [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]

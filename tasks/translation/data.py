@@ -8,13 +8,11 @@ edit is always seen and a second reading is a look-up.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import numpy as np
 
@@ -29,6 +27,7 @@ from tasks.translation.files import (
     read_pairs,
     table_kind,
 )
+from tasks.writing import whole
 
 if TYPE_CHECKING:  # imported where it is called: it takes a second, and who uses a trained model never calls it
     from datasets import Dataset, Features
@@ -36,6 +35,8 @@ if TYPE_CHECKING:  # imported where it is called: it takes a second, and who use
 FORMAT = "parallel text 1"
 """Part of the name of every kept table: raise the number when a reader changes what it returns."""
 ROWS_AT_ONCE = 10_000
+MORE_ROOM = ": set HF_DATASETS_CACHE to a folder with room"
+"""What to do where nothing can be kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,24 +109,23 @@ def _from_files(corpus: Corpus) -> "Dataset":
     from datasets import Dataset
 
     paths = [existing_file(name) for name in (corpus.source, corpus.target, corpus.table) if name is not None]
-    folder = kept_folder()
-    kept = folder / f"{_content_key(paths, corpus)}.arrow"
+    kept = kept_folder() / f"{_content_key(paths, corpus)}.arrow"
     if not kept.exists():
-        try:
-            _write(read_pairs(paths, (corpus.source_column, corpus.target_column)), kept)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: the rows of {paths[0]} cannot be kept there ({one_line(error)}): "
-                "set HF_DATASETS_CACHE to a folder with room."
-            ) from error
+        with whole(kept, remedy=MORE_ROOM) as aside:
+            _write(read_pairs(paths, (corpus.source_column, corpus.target_column)), aside)
     return Dataset.from_file(str(kept))
 
 
 def kept_folder() -> Path:
-    """Return the folder of all that is kept of text between runs, in the cache of `datasets`."""
+    """Make the folder of all that is kept of text between runs, in the cache of `datasets`."""
     from datasets import config
 
-    return Path(config.HF_DATASETS_CACHE) / "parallel_text"
+    folder = Path(config.HF_DATASETS_CACHE) / "parallel_text"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({one_line(error)}){MORE_ROOM}.") from error
+    return folder
 
 
 def _content_key(paths: Sequence[Path], corpus: Corpus) -> str:
@@ -140,21 +140,14 @@ def _content_key(paths: Sequence[Path], corpus: Corpus) -> str:
 
 
 def _write(pairs: Iterator[Pair], path: Path) -> None:
-    """Write aside and rename, so that another process meets the whole file or none."""
     from datasets.arrow_writer import ArrowWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}-{uuid4().hex}")
-    try:
-        with ArrowWriter(path=str(aside), features=_features()) as writer:
-            parts = iter(lambda: list(islice(pairs, ROWS_AT_ONCE)), [])
-            for rows in shown(parts, "pairs read", size=ROWS_AT_ONCE):
-                sources, targets = zip(*rows, strict=True)
-                writer.write_batch({"source": list(sources), "target": list(targets)})
-            writer.finalize()
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with ArrowWriter(path=str(path), features=_features()) as writer:
+        parts = iter(lambda: list(islice(pairs, ROWS_AT_ONCE)), [])
+        for rows in shown(parts, "pairs read", size=ROWS_AT_ONCE):
+            sources, targets = zip(*rows, strict=True)
+            writer.write_batch({"source": list(sources), "target": list(targets)})
+        writer.finalize()
 
 
 def _from_hub(corpus: Corpus) -> "Dataset":

@@ -12,7 +12,7 @@ import difflib
 import gzip
 import json
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,20 @@ def read_lines(path: Path) -> list[str]:
     return list(_lines(existing_file(str(path))))
 
 
+def decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield lines as text; raises InputError with `name`, line and byte for what is not UTF-8."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise InputError(
+                f"{name}:{number}:{error.start + 1}: byte {error.start + 1} of line {number} is 0x{byte:02x}, "
+                "which is not UTF-8 there: convert it to UTF-8."
+            ) from error
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
 def table_kind(name: str | Path) -> str:
     """Return the ending that says how a table is written, seen through `.gz`."""
     return Path(str(name).removesuffix(".gz")).suffix
@@ -89,15 +103,9 @@ def _lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
-                yield text.removeprefix("\ufeff") if number == 1 else text
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise InputError(
-            f"{path}:{number}:{error.start + 1}: byte {error.start + 1} of line {number} is 0x{byte:02x}, "
-            "which is not UTF-8 there: convert the file to UTF-8."
-        ) from error
+            for text in decoded(file, str(path)):
+                number += 1
+                yield text
     except (EOFError, zlib.error, OSError) as error:
         raise InputError(
             f"{path}: cannot be read beyond line {number} ({one_line(error)}): fetch or pack it again."

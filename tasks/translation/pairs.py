@@ -1,22 +1,20 @@
 """The text of a translation task, read, cut into pieces and measured, split by split."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 
-from tasks.errors import InputError, one_line
+from tasks.errors import InputError
 from tasks.progress import shown
 from tasks.task import Split
 from tasks.translation.batching import epoch_examples, plan_batches
-from tasks.translation.data import Corpus, kept_folder, read_corpora
+from tasks.translation.data import MORE_ROOM, ROWS_AT_ONCE, Corpus, kept_folder, read_corpora
 from tasks.translation.filters import Filter, Report, apply_filter
 from tasks.translation.locale_corpus import locale_pairs
 from tasks.translation.vocabulary import Vocabulary, VocabularyConfig, train_vocabulary
@@ -29,7 +27,6 @@ EMBEDDED_EVALUATION = 500
 """Pairs in the validation and in the test part of the embedded corpus."""
 PIECES_FORMAT = "pieces 1"
 """Part of the name of every kept array of pieces: raise the number when the encoding changes."""
-ROWS_AT_ONCE = 10_000
 JOINT, SOURCE, TARGET = "vocabulary.model", "source.model", "target.model"
 """Files of the vocabularies in a run folder."""
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -117,9 +114,9 @@ class PairData:
 
     def __init__(self, config: TextPairs, folder: Path) -> None:
         self.config = config
-        self._text = {split: text for split in SPLITS if (text := read_split(config, split)) is not None}
-        self.source, self.target = load_vocabularies(config, folder, self._text["train"])
-        self.splits = {split: SplitPairs(text, self.source, self.target) for split, text in self._text.items()}
+        texts = {split: text for split in SPLITS if (text := read_split(config, split)) is not None}
+        self.source, self.target = load_vocabularies(config, folder, texts["train"])
+        self.splits = {split: SplitPairs(text, self.source, self.target) for split, text in texts.items()}
         train = self.splits["train"]
         train.rows, self.report = apply_filter(train.text, train.source.lengths, train.target.lengths, config.filter)
         if not len(train.rows):
@@ -260,26 +257,19 @@ def _checksum(vocabulary: Vocabulary, path: Path) -> str:
 
 def _encode(text: "Dataset", column: str, vocabulary: Vocabulary, digest: str) -> Pieces:
     key = hashlib.sha256(f"{PIECES_FORMAT} {digest} {column} {vocabulary.digest}".encode()).hexdigest()
-    folder = kept_folder()
-    paths = [folder / f"{key}.{name}.npy" for name in ("ids", "edges")]
+    paths = [kept_folder() / f"{key}.{name}.npy" for name in ("ids", "edges")]
     if not all(path.exists() for path in paths):
         lengths = [np.zeros(1, np.int64)]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder) as pieces:  # those of all text may be more than memory holds
-                for lines in shown(_column(text, column), f"{column} in pieces", total=len(text), size=ROWS_AT_ONCE):
-                    encoded = vocabulary.encode_all(lines)
-                    lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-                    np.fromiter((piece for ids in encoded for piece in ids), np.int32).tofile(pieces)
-                edges = np.concatenate(lengths).cumsum()
-                empty = np.empty(0, np.int32)
-                _save(paths[0], np.memmap(pieces, np.int32, "r") if edges[-1] else empty)
-                _save(paths[1], edges)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: the pieces of the text cannot be kept there ({one_line(error)}): "
-                "set HF_DATASETS_CACHE to a folder with room."
-            ) from error
+        with whole(paths[0], remedy=MORE_ROOM) as aside, TemporaryFile(dir=aside.parent) as pieces:
+            # Through a file, because the pieces of all text may be more than memory holds.
+            for lines in shown(_column(text, column), f"{column} in pieces", total=len(text), size=ROWS_AT_ONCE):
+                encoded = vocabulary.encode_all(lines)
+                lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+                np.fromiter((piece for ids in encoded for piece in ids), np.int32).tofile(pieces)
+            edges = np.concatenate(lengths).cumsum()
+            np.save(aside, np.memmap(pieces, np.int32, "r") if edges[-1] else np.empty(0, np.int32))
+        with whole(paths[1], remedy=MORE_ROOM) as aside:
+            np.save(aside, edges)
     return Pieces(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
 
 
@@ -287,17 +277,6 @@ def _column(text: "Dataset", column: str) -> Iterator[list[str]]:
     rows: Any
     for rows in text.select_columns([column]).iter(ROWS_AT_ONCE):
         yield rows[column]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    """Write aside and rename, so that another process never reads half an array."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid4().hex}.npy")
-    try:
-        np.save(aside, array)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _digest(text: "Dataset") -> str:

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from tasks.errors import InputError, one_line
 from tasks.translation.vocabulary import BOS, EOS, PAD, UNK
+from tasks.writing import whole
 
 FILE = "shortlist.safetensors"
 """File of a shortlist in a run folder."""
@@ -36,8 +37,9 @@ class Shortlist:
         return torch.from_numpy(found).to(source.device)
 
     def save(self, folder: Path) -> None:
-        """Keep it in a run folder."""
-        save_file({"frequent": self.frequent, "partners": self.partners}, folder / FILE)
+        """Keep it in a run folder. Raises InputError where the disk refuses."""
+        with whole(folder / FILE) as aside:
+            aside.write_bytes(save({"frequent": self.frequent, "partners": self.partners}))
 
     @classmethod
     def load(cls, folder: Path) -> "Shortlist":

@@ -367,4 +367,4 @@ def test_a_program_of_its_own_refuses_to_train_on_files_that_are_not_aligned(ben
 def test_a_program_of_its_own_names_the_line_of_a_pipe_that_is_not_utf_8(bench, finished):
     code, err = leave("translate", finished, text=b"red\ncaf\xe9\n")
     assert (code, err.count("\n")) == (2, 1)
-    assert err.startswith("error: standard input:2:4: byte 4 of line 2 is not UTF-8")
+    assert err.startswith("error: standard input:2:4: byte 4 of line 2 is 0xe9")

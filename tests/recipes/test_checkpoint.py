@@ -39,7 +39,7 @@ def names(folder: Path) -> list[str]:
 
 def assert_holds(path: Path, step: int) -> None:
     checkpoint = load(path)
-    assert checkpoint.step == step and checkpoint.state == {"step": step, "best": 41.5}
+    assert checkpoint.state == {"step": step, "best": 41.5}
     assert_close(checkpoint.tensors, tensors(step), rtol=0, atol=0)
 
 

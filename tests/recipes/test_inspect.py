@@ -50,7 +50,8 @@ def subject(settings: list[str], *more: str, length: int = 29) -> Subject:
 
 def rows(given: Subject, examples: int) -> list[Layer]:
     shapes = OutputShapes(given.model)
-    evaluation(given, examples, "cuda", watch=shapes)
+    with shapes:
+        evaluation(given, examples, "cuda")
     return layers(given, {**shapes.found, **given.logits(examples)}, depth=3)
 
 

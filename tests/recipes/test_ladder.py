@@ -155,7 +155,7 @@ def test_what_is_expected_is_asked_of_the_last_split(tmp_path, capsys):
     task, run, config = trained(tmp_path, average=0)
     task.measure = lambda split, outputs: {"loss": {"valid": 0.25, "train": 0.75}[split]}
     finish(task, run, config, Expected(metric="loss", at_least=0.5), ["valid", "train"])
-    assert "PASS: loss 0.75" in capsys.readouterr().err
+    assert "BELOW: loss 0.75, expected 0.5 or less" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_is_expected_is_asked_of_the_last_split(tmp_path, capsys):
 def test_a_run_below_what_is_expected_is_told_the_likely_cause(tmp_path, skipped, best, cause):
     _, run, _ = trained(tmp_path, average=0, steps=9)
     run.state.progress.skipped, run.state.progress.best = skipped, [(0.0, best)]
-    assert cause in verdict({"near": 1.0}, Expected(metric="near", at_least=2.0), run)
+    assert cause in verdict({"near": 1.0}, Expected(metric="near", at_least=2.0), run, sign=1)
 
 
 def test_a_metric_that_is_not_reported_is_told_once_the_model_is_safe(tmp_path):

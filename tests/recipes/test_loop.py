@@ -25,10 +25,11 @@ from recipes import checkpoint, loop, reverse
 from recipes.config import launch, write_config
 from recipes.evaluation import evaluate
 from recipes.ladder import Expected, finish
-from recipes.loop import build, open_run, start, train
+from recipes.loop import build, start, train
 from recipes.optimizer import make_optimizer
 from recipes.processes import check_sharing
 from recipes.reverse import PAD, Recipe, Reverse, Strings
+from recipes.run_folder import open_run
 from recipes.schedule import learning_rate
 from recipes.state import MovingAverage
 from recipes.train_config import TrainConfig

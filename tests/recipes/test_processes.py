@@ -8,8 +8,9 @@ import psutil
 import pytest
 import torch
 
-from recipes import processes
-from recipes.processes import StopRequest, check_launch, claimed, use_machine
+from recipes import processes, run_folder
+from recipes.processes import StopRequest, check_launch, use_machine
+from recipes.run_folder import claimed
 from tasks.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def test_a_tuned_process_still_multiplies_float32_exactly_and_says_what_it_did()
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "PATIENCE", 0.2)
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.2)
     with claimed(tmp_path):
         with pytest.raises(InputError, match=f"{tmp_path} is being trained in by another process"), claimed(tmp_path):
             pytest.fail("two at once")

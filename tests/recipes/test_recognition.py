@@ -13,7 +13,8 @@ from PIL import Image
 
 from recipes import train_recognition
 from recipes.config import read, write_config
-from recipes.read_text import TextReader, open_image
+from recipes.read_text import TextReader
+from tasks.decode import file_content, open_image
 from tasks.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -78,18 +79,18 @@ def test_images_are_read_as_they_are_seen(tmp_path):
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=exif)
     plain, sixteen, clear, turned = (
-        np.asarray(open_image(tmp_path / f"{name}.png").convert("L")).astype(int)
+        np.asarray(open_image(file_content(tmp_path / f"{name}.png"), channels=1, name=name)).astype(int)
         for name in ("plain", "sixteen", "clear", "turned")
     )
     assert np.abs(plain - grey).max() <= 1 and np.abs(sixteen - grey).max() <= 1 and np.abs(turned - grey).max() <= 1
     assert clear[0, 0] == 255 and clear[10, 20] == 0
-    with pytest.raises(InputError, match="nothing.png cannot be read"):
-        open_image(tmp_path / "nothing.png")
+    with pytest.raises(InputError, match="nothing.png: no file that can be read"):
+        file_content(tmp_path / "nothing.png")
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     write_config(train_recognition.Recipe(), tmp_path / "recipe.yaml")
-    with pytest.raises(InputError, match="is no whole run of train_recognition"):
+    with pytest.raises(InputError, match="characters.json: cannot be read .* name the folder of a training run"):
         TextReader(tmp_path)
 
 

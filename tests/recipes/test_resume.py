@@ -63,7 +63,7 @@ class Program:
 def newest(out: Path) -> int:
     path = checkpoint.newest(out / "checkpoints", read_only=True)
     assert path is not None, "the kill came before the first checkpoint"
-    return checkpoint.load(path).step
+    return checkpoint.load(path).state["progress"]["step"]
 
 
 def losses(out: Path) -> list[dict]:

@@ -155,7 +155,7 @@ def test_images_that_were_held_out_are_scored_while_they_are_the_same(trained, t
     assert left.value.code == 2 and "was trained on other images than are there now" in capsys.readouterr().err
     with pytest.raises(SystemExit) as left:
         evaluated(trained.folder, "--split", "train")
-    assert left.value.code == 2 and "choose valid or test" in capsys.readouterr().err
+    assert left.value.code == 2 and "--split wants one of valid, test, got train" in capsys.readouterr().err
 
 
 def test_where_a_model_looked_is_drawn_with_what_it_says_of_the_whole_image(trained, tmp_path, capsys):

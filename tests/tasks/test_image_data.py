@@ -20,9 +20,10 @@ from datasets.table import MemoryMappedTable
 from PIL import Image
 from rich.console import Console
 
+from tasks.decode import ImageError
 from tasks.errors import InputError
-from tasks.image_classification.data import Images, ImageSource, LabelledImages, saved_classes
-from tasks.image_classification.decode import ImageError
+from tasks.image_classification.data import Images, ImageSource, LabelledImages
+from tasks.names import read_names
 
 ROOT = Path(__file__).parents[2]
 ANIMALS = ("cat", "dog", "eel")
@@ -315,7 +316,7 @@ def test_the_class_names_are_kept_in_the_run_folder(tmp_path):
     source = animals(tmp_path / "zoo", names=("Käfer", "ant", "bee"))
     read(tmp_path, source)
     kept = (tmp_path / "run" / "classes.json").read_text(encoding="utf-8")
-    assert json.loads(kept) == saved_classes(tmp_path / "run") == ["Käfer", "ant", "bee"]
+    assert json.loads(kept) == read_names(tmp_path / "run/classes.json") == ["Käfer", "ant", "bee"]
     assert os.listdir(tmp_path / "run") == ["classes.json"]
     read(tmp_path, source)
     assert (tmp_path / "run" / "classes.json").read_text(encoding="utf-8") == kept
@@ -359,7 +360,7 @@ def test_other_images_are_other_data_wherever_they_lie(tmp_path):
 def test_class_names_that_cannot_be_read_are_refused(tmp_path, text):
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(InputError, match="classes.json: "):
-        saved_classes(tmp_path)
+        read_names(tmp_path / "classes.json")
 
 
 # What is left out.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tasks.decode import ImageError, read_image
 from tasks.errors import InputError
-from tasks.image_classification.decode import ImageError, read_image
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 COLOURS = np.stack([GREY, 255 - GREY, GREY // 2], axis=2)

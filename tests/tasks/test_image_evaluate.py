@@ -178,8 +178,8 @@ def opened(path):
 @pytest.mark.parametrize("count", [2, 23, 51])
 def test_a_picture_of_the_confusion_matrix_shades_what_is_there(tmp_path, count):
     names = [f"${number}^$ with quite a long name" for number in range(count)]
-    draw_confusion(torch.eye(count, dtype=torch.int64) * 3, names, tmp_path / "right.png")
-    draw_confusion(torch.zeros(count, count, dtype=torch.int64), names, tmp_path / "empty.png")
+    draw_confusion(torch.eye(count, dtype=torch.int64) * 3, names).savefig(tmp_path / "right.png")
+    draw_confusion(torch.zeros(count, count, dtype=torch.int64), names).savefig(tmp_path / "empty.png")
     right, empty = opened(tmp_path / "right.png"), opened(tmp_path / "empty.png")
     dark = [((picture[..., 2] > picture[..., 0] + 60).mean()) for picture in (right, empty)]
     assert dark[0] > 0.01 and dark[1] < 0.001
@@ -190,16 +190,16 @@ def test_a_picture_of_mistakes_shows_the_images(tmp_path, channels):
     values = (40, 130, 220)
     images = [torch.full((channels, 9 + place, 13), value, dtype=torch.uint8) for place, value in enumerate(values)]
     predictions = [sure(0, 1, 0.6), sure(2, 3, 0.8), sure(1, 0, 0.6)]
-    draw_mistakes(images, predictions, ["$a_$", "b", "c" * 99, "d"], tmp_path / "mistakes.png")
+    draw_mistakes(images, predictions, ["$a_$", "b", "c" * 99, "d"]).savefig(tmp_path / "mistakes.png")
     picture = opened(tmp_path / "mistakes.png")
     assert all((picture == value).all(-1).mean() > 0.03 for value in values)
 
 
 def test_a_picture_of_no_mistakes_is_a_picture(tmp_path):
-    draw_mistakes([], [], ["a", "b"], tmp_path / "mistakes.png")
+    draw_mistakes([], [], ["a", "b"]).savefig(tmp_path / "mistakes.png")
     assert (opened(tmp_path / "mistakes.png") < 100).any()
 
 
 def test_images_without_predictions_are_refused(tmp_path):
     with pytest.raises(ValueError, match="1 images have 0 predictions: give one for each image"):
-        draw_mistakes([torch.zeros(1, 2, 2, dtype=torch.uint8)], [], ["a"], tmp_path / "mistakes.png")
+        draw_mistakes([torch.zeros(1, 2, 2, dtype=torch.uint8)], [], ["a"]).savefig(tmp_path / "mistakes.png")

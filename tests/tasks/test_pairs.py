@@ -210,7 +210,7 @@ def test_a_place_for_pieces_that_cannot_be_written_is_named(texts, tmp_path, cac
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(InputError, match=f"^{cache}: .*No space left on device.*HF_DATASETS_CACHE"):
+    with pytest.raises(InputError, match=f"^{cache}.*No space left on device.*HF_DATASETS_CACHE"):
         PairData(texts(), run_folder(tmp_path))
     assert not list(cache.glob("*.npy"))
 

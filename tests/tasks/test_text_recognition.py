@@ -120,7 +120,7 @@ def test_a_line_that_no_font_can_write_is_told_before_training(tmp_path):
 
 def test_a_run_keeps_to_the_characters_it_began_with(task, tmp_path):
     other = TextRecognition(task.data, task.model, task.search, [line.upper() for line in CORPUS])
-    with pytest.raises(InputError, match="characters.json: the run began with other text"):
+    with pytest.raises(InputError, match="characters.json: the run began with other characters"):
         other.prepare(tmp_path)
 
 
@@ -247,7 +247,7 @@ def test_images_and_captions_of_a_data_set_are_the_same_task(tmp_path):
     task = TextRecognition(data, ReaderConfig(block=BLOCK), SearchConfig(beams=2, max_length=5), ())
     (tmp_path / "run").mkdir()
     task.prepare(tmp_path / "run")
-    assert task.batch("valid", [2], 0).texts == ["validation 2"] and task.lines.count["train"] == 6
+    assert task.batch("valid", [2], 0).texts == ["validation 2"] and task.lines.sizes["train"] == 6
     found = task.predict("test", task.build().eval(), task.batch("test", [0, 1], 0))
     assert [row for row, _ in found] == [0, 1] and found[1][1][1] == "test 1"
     with pytest.raises(InputError, match="no column words: choose among picture, caption"):

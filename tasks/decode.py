@@ -3,6 +3,7 @@
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,8 +34,22 @@ class ImageError(InputError):
         return f"{self.name}: {self.reason}: {self.remedy}."
 
 
+def file_content(path: str | Path) -> bytes:
+    """Return an encoded image. Raises ImageError, naming the file, where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(str(path), f"no file that can be read ({error.strerror})") from error
+
+
 def read_image(data: bytes, *, channels: int, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decode one image; uint8 (channels, height, width), where 255 is full light.
+    """Decode one image as `open_image` does; uint8 (channels, height, width), where 255 is full light."""
+    values = np.array(open_image(data, channels=channels, name=name, max_pixels=max_pixels))
+    return torch.from_numpy(values).view(*values.shape[:2], channels).permute(2, 0, 1).contiguous()
+
+
+def open_image(data: bytes, *, channels: int, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one image.
 
     `channels` is 3 (red, green, blue) or 1 (grey: 0.299 red, 0.587 green and 0.114 blue). The image stands as its EXIF
     orientation says, transparent parts lie on white, and of an animation the first frame is taken. Grey of 16 bits is
@@ -53,13 +68,11 @@ def read_image(data: bytes, *, channels: int, name: str, max_pixels: int = MAX_P
             raise ImageError(name, f"more pixels than max_pixels={max_pixels:,} ({size})")
         with _without_bomb_warning(pixels):
             upright = ImageOps.exif_transpose(image)
-        flat = _flat(upright, name)
-        values = np.array(flat.convert("L" if channels == 1 else "RGB"))
+        return _flat(upright, name).convert("L" if channels == 1 else "RGB")
     except ImageError:
         raise
     except Exception as error:  # of many kinds, SyntaxError among them; all of them concern the data
         raise ImageError(name, f"cannot be decoded ({one_line(error)})") from error
-    return torch.from_numpy(values).view(*values.shape[:2], channels).permute(2, 0, 1).contiguous()
 
 
 def _open(data: bytes, name: str) -> ImageFile:
