@@ -177,6 +177,12 @@ def test_damaged_images_may_be_left_out_and_several_paths_given(run, photos, say
     ]
 
 
+def test_an_image_named_twice_is_classified_twice(run, photos, say):
+    one, other = photos / "a.png", photos / "z.gif"
+    said = say(run, one, one, other)
+    assert [line.split("\t")[0] for line in said] == [str(one), str(one), str(other)] and said[0] == said[1]
+
+
 def test_what_is_not_there_is_named(run, photos, refusal, tmp_path):
     assert f"{tmp_path / 'no.png'} does not exist" in refusal(run, tmp_path / "no.png")
     assert f"{tmp_path} holds no images" in refusal(run, tmp_path)

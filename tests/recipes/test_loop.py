@@ -271,6 +271,20 @@ def test_evaluation_gathers_each_output_once_and_in_order(tmp_path, count):
     assert len({str(output) for output in said[0][0]}) > 1 or count == 1
 
 
+def test_evaluation_is_the_same_when_others_read_ahead():
+    class Unreadable(Reverse):
+        def batch(self, split, rows, epoch):
+            raise InputError(f"nothing to read in {split}")
+
+    torch.manual_seed(3)
+    task = Reverse(STRINGS, BLOCK, 1)
+    model = task.build()
+    alone, ahead = (evaluate(task, model, "valid", Accelerator(), workers=workers) for workers in (0, 2))
+    assert alone == ahead and alone[1]
+    with pytest.raises(InputError, match="^nothing to read in valid$"):
+        evaluate(Unreadable(STRINGS, BLOCK, 1), model, "valid", Accelerator(), workers=2)
+
+
 class Careless(Reverse):
     """Loses or repeats an example, in its plan or in its outputs."""
 

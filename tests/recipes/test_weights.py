@@ -1,10 +1,13 @@
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
+from recipes import average
 from recipes.checkpoint import load, save
 from recipes.optimizer import make_optimizer
 from recipes.state import State
@@ -148,3 +151,11 @@ def test_a_checkpoint_whose_optimizer_holds_other_weights_together_is_named(tmp_
     other = torch.optim.AdamW([{"params": names[:1]}, {"params": names[1:]}])
     with pytest.raises(InputError, match=f"{path} is of another version, whose optimizer holds other weights together"):
         State(model, other, None).load(path)
+
+
+def test_an_average_is_of_checkpoints_alone(tmp_path):
+    for step in (1, 2):
+        save(tmp_path / "checkpoints", step, {"model": {"weight": torch.full((2,), float(step))}}, {})
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000001", tmp_path / "checkpoints" / "step-00000001.old")
+    average.main(average.Recipe(run=str(tmp_path), output=str(tmp_path / "mean.safetensors")))
+    assert_close(load_file(tmp_path / "mean.safetensors")["weight"], torch.full((2,), 1.5))

@@ -130,6 +130,16 @@ def test_a_joint_vocabulary_is_one_and_lies_in_the_run_folder(texts, tmp_path):
     assert saved_vocabularies(texts(), folder)[0].digest == data.source.digest
 
 
+def test_a_vocabulary_of_some_sentences_sees_them_evenly(texts, tmp_path):
+    found = PairData(texts(vocabulary={"sentences": 42}), run_folder(tmp_path)).source
+    rows = [pair * 211 // 21 for pair in range(21)]
+    chosen = [sentences(211, 1)[row] for row in rows]
+    text = [line for side in zip(*chosen, strict=True) for line in side]
+    rules = VocabularyConfig(size=60, byte_fallback=False)
+    assert found.digest == train_vocabulary(text, rules, tmp_path / "alone.model").digest
+    assert found.digest != PairData(texts(), run_folder(tmp_path, "all")).source.digest
+
+
 def test_separate_vocabularies_see_one_side_each(texts, tmp_path):
     config = texts(vocabulary={"joint": False, "size": 45})
     data = PairData(config, folder := run_folder(tmp_path))

@@ -252,3 +252,26 @@ def test_images_and_captions_of_a_data_set_are_the_same_task(tmp_path):
     assert [row for row, _ in found] == [0, 1] and found[1][1][1] == "test 1"
     with pytest.raises(InputError, match="no column words: choose among picture, caption"):
         Lines(TextImages(dataset=str(folder), image_column="picture", text_column="words"), ())
+
+
+def test_images_of_a_data_set_are_learned_as_they_are_read(tmp_path):
+    ink = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    ink.paste((0, 0, 0, 255), (10, 5, 30, 15))
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+        datasets.Dataset.from_dict({"image": [ink], "text": ["a"]}, features=features).to_parquet(
+            folder / f"{split}.parquet"
+        )
+    image, _ = Lines(TextImages(dataset=str(folder)), ()).example("train", 0, 0)
+    assert image.max() == 255 and image.min() == 0  # black on what lies under transparency, which is white
+
+
+@pytest.mark.parametrize("rows", ['{"image": ', '{"image": 5, "text": "a"}'])
+def test_a_data_set_that_cannot_be_read_is_one_line(tmp_path, rows):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.json").write_text(rows)
+    with pytest.raises(InputError, match=str(tmp_path)) as raised:
+        Lines(TextImages(dataset=str(tmp_path)), ())
+    assert "\n" not in str(raised.value)
