@@ -1,6 +1,7 @@
 """How far long work is, for people who wait: a bar on standard error, once it has taken some seconds."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -17,7 +18,8 @@ def shown(items: Iterable[Item], what: str, *, total: int | None = None, size: i
     Of several processes of a launcher the first alone shows it.
     """
     silent = os.environ.get("RANK", "0") != "0"
-    with tqdm(total=total, desc=what, delay=SECONDS, mininterval=1, leave=False, disable=silent) as bar:
+    pause = 0.5 if sys.stderr.isatty() else 20.0  # a log file keeps every one
+    with tqdm(total=total, desc=what, delay=SECONDS, mininterval=pause, leave=False, disable=silent) as bar:
         for item in items:
             yield item
             bar.update(size)
