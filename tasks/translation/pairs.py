@@ -220,8 +220,8 @@ def _vocabulary(
     if not path.exists() and given is not None:
         Vocabulary.load(given).save(path)
     elif not path.exists():
-        most = rules.sentences // len(columns)
-        if 0 < most < len(text):  # evenly spaced, so that every corpus has its share
+        most = max(1, rules.sentences // len(columns)) if rules.sentences else len(text)
+        if most < len(text):  # evenly spaced, so that every corpus has its share
             text = text.select(np.arange(most) * len(text) // most)
         sentences = (line for column in columns for lines in _column(text, column) for line in lines)
         train_vocabulary(shown(sentences, path.name, total=len(text) * len(columns)), rules, path)
