@@ -35,10 +35,14 @@ class Flops(NamedTuple):
         return sum(self)
 
 
-def is_textbook(block: BlockConfig) -> bool:
-    """Say whether the formulas hold for a block: they know no weights of scores, one kind of norm and of heads."""
+def is_textbook(block: BlockConfig, *, windows: bool = False) -> bool:
+    """Say whether the formulas hold for a block: they know no weights of scores, one kind of norm and of heads.
+
+    Relative positions are counted where they are those of `windows`.
+    """
     return (
-        block.score in ("scaled_dot", "dot")
+        (windows or block.position != "relative")
+        and block.score in ("scaled_dot", "dot")
         and block.num_kv_heads in (None, block.num_heads)
         and block.norm == "layer"
         and not (block.qk_norm or block.layer_scale)

@@ -130,8 +130,7 @@ def _translation(arguments: Sequence[str], length: int) -> Subject:
         factors = FactoredLogits(*model(batch.source, batch.mask, batch.target, batch.positions))
         return log_likelihood(factors, batch.labels)
 
-    block = recipe.model.block
-    formula = recipe.model.kind == "transformer" and is_textbook(block) and block.position != "relative"
+    formula = recipe.model.kind == "transformer" and is_textbook(recipe.model.block)
     return Subject(
         task=task,
         model=_shapes_of(task),
@@ -160,7 +159,7 @@ def _images(arguments: Sequence[str], classes: int) -> Subject:
     channels, size = recipe.data.channels, recipe.model.image_size
     own, formula = recipe.model.vit, vit if recipe.model.kind == "vit" else swin
     plain = recipe.model.kind == "swin" or (own.stem == "none" and own.pool != "attention")
-    textbook = plain and is_textbook(recipe.model.block)
+    textbook = plain and is_textbook(recipe.model.block, windows=recipe.model.kind == "swin")
 
     def batch(examples: int) -> Any:
         images = torch.zeros(examples, channels, *size, dtype=torch.uint8)
@@ -197,7 +196,6 @@ def _recognition(arguments: Sequence[str], characters: int) -> Subject:
     task = tasks.TextRecognition(recipe.data, recipe.model, recipe.search, [])
     task.names = range(characters)
     length, channels, size = recipe.data.longest + 1, recipe.data.channels, recipe.data.size
-    block = recipe.model.block
 
     def batch(examples: int) -> Any:
         images = torch.zeros(examples, channels, *size, dtype=torch.uint8)
@@ -222,7 +220,7 @@ def _recognition(arguments: Sequence[str], characters: int) -> Subject:
         after=[],
         logits=lambda examples: {"output": (examples * length, characters)},
         closed_form=(lambda examples: recognition(recipe.model, characters, channels, size, examples, length))
-        if is_textbook(block) and block.position != "relative"
+        if is_textbook(recipe.model.block)
         else None,
         said=f"{characters:,} characters (--characters), lines of {length} with their mark (--data.longest), images "
         f"of {size[0]} x {size[1]} pixels",
